@@ -1,0 +1,176 @@
+"""Take the songs out of a zip or tar archive that nobody vouches for.
+
+Only regular files with a sound suffix are taken, only the name of their folder (the genre) and their own name are
+used, and nothing is left behind unless the whole archive could be read.
+"""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import tarfile
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from lzma import LZMAError
+from pathlib import Path, PureWindowsPath
+from typing import IO
+
+from common import UserError, complain, file_sha256, progress, read_json, write_json
+
+AUDIO_SUFFIXES = frozenset({".wav", ".au", ".mp3", ".ogg", ".flac", ".aiff", ".aif", ".opus", ".m4a"})
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+MARKER = ".extracted.json"
+COPY_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an archive may hold at most; an archive bomb is larger, GTZAN (2,000 members, 1.4 GB) far smaller."""
+
+    members: int = 50_000
+    member_bytes: int = 1 << 30
+    total_bytes: int = 1 << 35
+
+
+@dataclass(frozen=True)
+class Member:
+    name: str
+    size: int  # bytes, as the archive claims
+    oddity: str  # why it isn't an ordinary file; "" if it is
+    open: Callable[[], IO[bytes]]
+
+
+def is_archive(path: Path) -> bool:
+    return path.name.lower().endswith(ARCHIVE_SUFFIXES)
+
+
+def is_audio_name(name: str) -> bool:
+    """Whether a file name is that of a song; macOS litters archives with ``._<name>`` copies that are not."""
+    return Path(name).suffix.lower() in AUDIO_SUFFIXES and not name.startswith(".")
+
+
+def extract_songs(archive: Path, target: Path, limits: Limits | None) -> None:
+    """Put the songs of an archive at ``target/<genre>/<file>``; nothing is done if they are there already.
+
+    Parameters
+    ----------
+    archive : zip or tar (plain, gzip, bzip2, xz)
+    target : folder that is made, whole or not at all
+    limits : None for an archive that is trusted whatever its size
+
+    Raises
+    ------
+    UserError where the archive is damaged, too large, holds no songs, or holds songs that are links, encrypted
+    or point outside; and where ``target`` has other contents.
+    """
+    digest = file_sha256(archive)
+    if target.exists():
+        if not (target / MARKER).exists():
+            raise UserError(f"{target} is there already: leave out --source to use it, or delete it to extract anew")
+        if read_json(target / MARKER, "prepare_gtzan_data.py").get("sha256") != digest:
+            raise UserError(f"{target} holds the songs of another archive: delete it, then run this again")
+        return
+    partial = target.with_name(f".{target.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        count = _extract(archive, partial, limits)
+        write_json(partial / MARKER, {"archive": archive.name, "sha256": digest, "songs": count})
+        partial.rename(target)
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, LZMAError, EOFError, NotImplementedError) as error:
+        raise UserError(f"{archive} is damaged ({error}): download it again") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _extract(archive: Path, target: Path, limits: Limits | None) -> int:
+    """Extract into a new folder; the number of songs."""
+    genres: dict[str, str] = {}
+    taken: set[str] = set()
+    target.mkdir(parents=True)
+    total = 0
+    for number, member in enumerate(progress(_members(archive), "extracting"), start=1):
+        total += member.size
+        if limits:
+            _check_limits(archive, member, number, total, limits)
+        place = _place(member.name)
+        if place is None:
+            continue
+        if member.oddity:
+            raise UserError(f"{archive}: {member.name!r} is {member.oddity}: not extracted, nothing was written")
+        genre, name = place
+        # Two names that differ in case or composition are one file on macOS and Windows.
+        genre = genres.setdefault(_fold(genre), genre)
+        key = _fold(f"{genre}/{name}")
+        if key in taken:
+            complain(f"{archive}: a second {genre}/{name} ({member.name!r}) is left out")
+            continue
+        taken.add(key)
+        if member.size > shutil.disk_usage(target).free:
+            raise UserError(f"no room on the disk of {target.parent} for {member.name!r}: make room and run this again")
+        (target / genre).mkdir(exist_ok=True)
+        with member.open() as source, (target / genre / name).open("wb") as sink:
+            _copy(source, sink, member)
+    if not taken:
+        raise UserError(f"{archive} holds no songs: expected <genre>/<song>, {', '.join(sorted(AUDIO_SUFFIXES))}")
+    return len(taken)
+
+
+def _members(archive: Path) -> Iterator[Member]:
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as bundle:
+            for info in bundle.infolist():
+                if not info.is_dir():
+                    mode = info.external_attr >> 16
+                    odd = "encrypted" if info.flag_bits & 1 else _oddity(mode) if stat.S_IFMT(mode) else ""
+                    yield Member(info.filename, info.file_size, odd, lambda info=info: bundle.open(info))
+        return
+    with tarfile.open(archive, mode="r|*") as stream:
+        for entry in stream:
+            if not entry.isdir():
+                odd = "" if entry.isreg() else "a link" if entry.issym() or entry.islnk() else "not an ordinary file"
+                yield Member(entry.name, entry.size, odd, lambda entry=entry: stream.extractfile(entry))
+
+
+def _oddity(mode: int) -> str:
+    return "" if stat.S_ISREG(mode) else "a link" if stat.S_ISLNK(mode) else "not an ordinary file"
+
+
+def _place(name: str) -> tuple[str, str] | None:
+    """Genre and file name of a song in an archive; None for anything else. Raises UserError if it points outside."""
+    path = PureWindowsPath(name)  # knows both separators and drive letters
+    if not is_audio_name(path.name) or "__MACOSX" in path.parts or len(path.parts) < 2:
+        return None
+    if path.anchor or ".." in path.parts:
+        raise UserError(f"the archive holds {name!r}, which points outside of it: nothing was written")
+    return path.parts[-2], path.name
+
+
+def _fold(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _check_limits(archive: Path, member: Member, number: int, total: int, limits: Limits) -> None:
+    problem = ""
+    if number > limits.members:
+        problem = f"more than {limits.members} members"
+    elif member.size > limits.member_bytes:
+        problem = f"{member.name!r} with {member.size / 1e9:.1f} GB"
+    elif total > limits.total_bytes:
+        problem = f"more than {limits.total_bytes / 1e9:.1f} GB"
+    if problem:
+        raise UserError(f"{archive} holds {problem}: use --no-archive-limits if you trust it")
+
+
+def _copy(source: IO[bytes], sink: IO[bytes], member: Member) -> None:
+    """Copy exactly as many bytes as were announced, and checked against the limits."""
+    left = member.size
+    while block := source.read(min(COPY_BYTES, left + 1)):
+        left -= len(block)
+        if left < 0:
+            raise zipfile.BadZipFile(f"{member.name!r} is longer than announced")
+        sink.write(block)
+    if left:
+        raise zipfile.BadZipFile(f"{member.name!r} is shorter than announced")

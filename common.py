@@ -1,0 +1,265 @@
+"""What every script shares that is not music: the command line, files written whole, the song catalogue.
+
+Nothing here imports torch or librosa, so that ``--help`` and usage errors answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SPLITS = ("train", "val", "test")
+CATALOGUE_FORMAT = 1
+
+
+# ---------------------------------------------------------------- command line
+
+
+class UserError(Exception):
+    """A mistake that one line can explain; the line ends with what to do next."""
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Docstrings keep their line breaks and every option shows its default."""
+
+
+_SHARED_OPTIONS: dict[str, dict[str, Any]] = {
+    "--data": {"type": Path, "default": Path("data"), "metavar": "DIR", "help": "folder of songs, splits and features"},
+    "--models": {"type": Path, "default": Path("models"), "metavar": "DIR", "help": "folder of checkpoints"},
+    "--seed": {"type": int, "default": 0, "metavar": "N", "help": "seed of every random choice"},
+    "--device": {
+        "choices": ["auto", "cpu", "cuda", "mps"],
+        "default": "auto",
+        "help": "where networks run; auto takes MPS, then CUDA, then CPU",
+    },
+    "--threads": {"type": int, "default": os.cpu_count() or 1, "metavar": "N", "help": "CPU threads"},
+    "--json": {"action": "store_true", "help": "print the result as JSON on standard output, and nothing else there"},
+}
+
+
+def argument_parser(description: str | None, *shared: str) -> argparse.ArgumentParser:
+    """A parser described by a script's docstring, with the named shared options (``"--data"``, ``"--seed"``...)."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=_HelpFormatter)
+    for name in shared:
+        parser.add_argument(name, **_SHARED_OPTIONS[name])
+    return parser
+
+
+def fraction(text: str) -> float:
+    """An argparse type: a number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def positive_int(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def command(main: Callable[[Sequence[str] | None], int]) -> Callable[[Sequence[str] | None], int]:
+    """Decorate ``main(argv=None) -> int`` so that a user's mistake is one line on stderr and exit code 1."""
+
+    @functools.wraps(main)
+    def wrapped(argv: Sequence[str] | None = None) -> int:
+        try:
+            return main(argv)
+        except UserError as error:
+            complain(str(error))
+            return 1
+        except KeyboardInterrupt:
+            complain("interrupted; run the same command again to go on")
+            return 130
+
+    return wrapped
+
+
+def complain(message: str) -> None:
+    """One line on stderr, whatever the message or a file name in it contains."""
+    line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()
+    print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
+
+
+def progress(iterable: Iterable[Any], description: str, total: int | None = None) -> Iterable[Any]:
+    """A tqdm bar on stderr, silent when stderr is not a terminal."""
+    from tqdm import tqdm
+
+    return tqdm(iterable, desc=description, total=total, disable=None, leave=False)
+
+
+def format_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Plain text columns: the first flush left, the others flush right."""
+    cells = [[str(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    lines = []
+    for row in cells:
+        first = row[0].ljust(widths[0])
+        rest = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join([first, *rest]).rstrip())
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide a result, saved with every result."""
+    names = ("torch", "librosa", "numpy", "scikit-learn", "soundfile", "soxr")
+    return {"python": sys.version.split()[0], **{name: importlib.metadata.version(name) for name in names}}
+
+
+# ---------------------------------------------------------------- files
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; rename it to ``path`` on success, remove it on any error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".part", dir=path.parent)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    with whole_file(path) as temporary, temporary.open("wb") as stream:
+        np.save(stream, array, allow_pickle=False)
+
+
+def read_json(path: Path, made_by: str) -> Any:
+    """The JSON value in ``path``. Raises UserError, naming the script that makes it, if absent or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there: run {made_by} first") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read ({error}): run {made_by} again") from None
+
+
+def read_array(path: Path, made_by: str) -> np.ndarray:
+    """The array in ``path``. Raises UserError, naming the script that makes it, if absent or broken."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there: run {made_by} first") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} can't be read ({error}): delete it and run {made_by} again") from None
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------- the song catalogue
+
+
+@dataclass(frozen=True)
+class Song:
+    """One song of the data set, as ``prepare_gtzan_data.py`` found it."""
+
+    track: str  # unique name, also that of its feature files: "blues.00000"
+    file: str  # "<genre>/<file name>", the form of the split lists
+    path: str  # the audio: relative to the data folder, or absolute where it lies elsewhere
+    genre: str
+    artist: str  # "" when unknown: then the song counts as an artist of its own
+    seconds: float
+    rate: int  # Hz, of the file as found
+    sha256: str  # of the file
+    verdict: str  # "ok", or why the song is left out
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Every song found, which split each usable song is in, and how the split was made."""
+
+    genres: list[str]  # class names in the order of the class numbers: sorted folder names
+    songs: dict[str, Song]  # by track
+    splits: dict[str, list[str]]  # "train", "val", "test" -> tracks
+    split: dict[str, Any]  # name, seed, sha256 of the lists
+    data: Path
+
+    def audio_path(self, track: str) -> Path:
+        return self.data / self.songs[track].path  # an absolute path stands for itself
+
+    def label(self, track: str) -> int:
+        return self.genres.index(self.songs[track].genre)
+
+    def labels(self, tracks: Iterable[str]) -> np.ndarray:
+        """Class numbers of tracks, int64 (songs,)."""
+        return np.array([self.label(track) for track in tracks], dtype=np.int64)
+
+
+def write_catalogue(catalogue: Catalogue, extra: dict[str, Any]) -> None:
+    """Write ``metadata.json``, ``splits/<name>/*.txt`` and ``processed/*_files.txt`` below the data folder."""
+    for split in SPLITS:
+        text = "".join(catalogue.songs[track].file + "\n" for track in catalogue.splits[split])
+        write_text(catalogue.data / "splits" / catalogue.split["name"] / f"{split}.txt", text)
+        write_text(catalogue.data / "processed" / f"{split}_files.txt", text)
+    write_json(
+        catalogue.data / "metadata.json",
+        {
+            "format": CATALOGUE_FORMAT,
+            "genres": catalogue.genres,
+            "split": catalogue.split,
+            **extra,
+            "songs": [asdict(song) for song in catalogue.songs.values()],
+        },
+    )
+
+
+def read_catalogue(data: Path) -> Catalogue:
+    """The catalogue below a data folder. Raises UserError if it is absent, broken or at odds with its lists."""
+    maker = "prepare_gtzan_data.py"
+    value = read_json(data / "metadata.json", maker)
+    try:
+        if value["format"] != CATALOGUE_FORMAT:
+            raise ValueError(f"format {value['format']}, expected {CATALOGUE_FORMAT}")
+        songs = {song["track"]: Song(**song) for song in value["songs"]}
+        genres, split = [str(genre) for genre in value["genres"]], dict(value["split"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{data / 'metadata.json'} is not a catalogue ({error}): run {maker} again") from None
+    by_file = {song.file: song.track for song in songs.values() if song.verdict == "ok"}
+    splits: dict[str, list[str]] = {}
+    for name in SPLITS:
+        path = data / "processed" / f"{name}_files.txt"
+        try:
+            splits[name] = [by_file[line] for line in path.read_text(encoding="utf-8").splitlines() if line]
+        except OSError:
+            raise UserError(f"{path} is not there: run {maker} first") from None
+        except KeyError as error:
+            raise UserError(f"{path} lists {error}, which metadata.json doesn't: run {maker} again") from None
+    tracks = [track for name in SPLITS for track in splits[name]]
+    if len(set(tracks)) != len(tracks):
+        raise UserError(f"a song is in two lists of {data / 'processed'}: run {maker} again")
+    return Catalogue(genres, songs, splits, split, data)

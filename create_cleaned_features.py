@@ -1,0 +1,58 @@
+"""Remove the dimensions of the 896-d features that hardly vary, and save which ones are kept.
+
+A unit that is the same for every song carries nothing and makes a classifier's problem ill-conditioned. The
+selector (scikit-learn's VarianceThreshold) is fitted on training songs only and applied to all.
+
+Reads   data/fusion_features/{train,val,test}_features.npy
+Writes  data/fusion_features/{train,val,test}_features_cleaned.npy  float32 (songs, kept)
+        data/fusion_features/selector.npy                           bool (896,): True where kept
+Next    verify_model_features.py
+
+Example
+    python create_cleaned_features.py --threshold 1e-4
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from common import SPLITS, UserError, argument_parser, command, format_table, read_array, read_json, write_array
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argument_parser(__doc__, "--data")
+    parser.add_argument("--threshold", type=float, default=1e-4, metavar="X", help="least variance that is kept")
+    args = parser.parse_args(argv)
+
+    from sklearn.feature_selection import VarianceThreshold
+
+    maker = "extract_model_features.py"
+    folder = args.data / "fusion_features"
+    features = {split: read_array(folder / f"{split}_features.npy", maker) for split in SPLITS}
+    sizes = read_json(folder / "provenance.json", maker)["sizes"]
+    try:
+        selector = VarianceThreshold(args.threshold).fit(features["train"])
+        cleaned = {split: selector.transform(array) for split, array in features.items()}
+    except ValueError as error:
+        raise UserError(f"the features can't be cleaned ({error}): run {maker} again") from None
+    kept = selector.get_support()
+    for split, array in cleaned.items():
+        write_array(folder / f"{split}_features_cleaned.npy", array)
+    write_array(folder / "selector.npy", kept)
+
+    rows, first = [], 0
+    for name, size in sizes.items():
+        part = kept[first : first + size]
+        rows.append([name, size, int((~part).sum()), int(part.sum())])
+        first += size
+    rows.append(["all", len(kept), int((~kept).sum()), int(kept.sum())])
+    print(format_table(("features of", "dimensions", "removed", "kept"), rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

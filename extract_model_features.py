@@ -1,0 +1,176 @@
+"""Run the frozen networks over all songs: an 896-d feature and calibrated log-probabilities per song.
+
+The 896 places are the CNN-BiGRU's 256 (attention-weighted mean and standard deviation), the DPA-CNN's 512 and
+the ECAS-CNN's 128, each the mean over a song's windows. The networks were trained on the training songs and
+remember them, so those rows look better than any new song's will: provenance.json marks them as in-sample and
+train_fusion.py learns from held-out rows only.
+
+Reads   models/{cnn_bigru,dpa_cnn,ecas_cnn}/model.safetensors, data/processed/
+Writes  data/fusion_features/{train,val,test}_features.npy           float32 (songs, 896)
+        data/fusion_features/{train,val,test}_log_probabilities.npy  float32 (songs, members, classes)
+        data/fusion_features/{train,val,test}_labels.npy             int64 (songs,)
+        data/fusion_features/{train,val,test}_tracks.npy             names (songs,)
+        data/fusion_features/provenance.json
+Next    create_cleaned_features.py
+
+Example
+    python extract_model_features.py
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from common import (
+    SPLITS,
+    Catalogue,
+    UserError,
+    argument_parser,
+    command,
+    file_sha256,
+    format_table,
+    progress,
+    read_catalogue,
+    write_array,
+    write_json,
+)
+from extract_features import load_features
+from hyper_dynamic import fill_network, load_checkpoint, pick_device
+from predict import calibrated, network_outputs
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# The fusion's members, in the order of their features, and the script that trains each. A fourth network is one
+# more script with SETTINGS and NETWORK, and one line here.
+MEMBERS = {"cnn_bigru": "train_bigru_cnn", "dpa_cnn": "train_dpa_cnn", "ecas_cnn": "train_ecas_cnn"}
+
+
+@dataclass(frozen=True)
+class Member:
+    """A frozen network and what its checkpoint says of it."""
+
+    name: str
+    network: nn.Module
+    meta: dict[str, Any]
+
+    @property
+    def genres(self) -> list[str]:
+        return self.meta["genres"]
+
+    @property
+    def window(self) -> int:
+        return self.meta["settings"]["window"]
+
+    @property
+    def overlap(self) -> float:
+        return self.meta["settings"]["overlap"]
+
+    def outputs(self, songs: Sequence[dict[str, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Calibrated log-probabilities (windows, classes) and features (windows, d) of each song's windows."""
+        kind = self.meta["settings"]["features"]
+        raw = network_outputs(self.network, [song[kind] for song in songs], self.window, self.overlap)
+        return [(calibrated(windows, self.meta["temperature"]), features) for windows, features in raw]
+
+
+def load_members(models: Path, names: Iterable[str] = MEMBERS, device: str = "auto") -> list[Member]:
+    """The frozen networks below a models folder.
+
+    Raises UserError if one is absent or broken, or if they don't agree on genres, windows and training songs.
+    """
+    members = []
+    for name in names:
+        path = models / name / "model.safetensors"
+        tensors, meta = load_checkpoint(path, f"{MEMBERS[name]}.py")
+        build = importlib.import_module(MEMBERS[name]).NETWORK
+        try:
+            network = build(len(meta["genres"]), meta["settings"]["width"])
+            members.append(Member(name, network, meta))
+            key = [meta["genres"], meta["settings"]["window"], meta["settings"]["overlap"], meta["split"]]
+            meta["temperature"] / 1
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path} lacks {error}: train it again with {MEMBERS[name]}.py") from None
+        fill_network(network, tensors, path)
+        network.to(pick_device(device)).eval()
+        first = members[0].meta
+        if key != [first["genres"], first["settings"]["window"], first["settings"]["overlap"], first["split"]]:
+            raise UserError(f"{path} differs from {members[0].name} in genres, windows or split: train both alike")
+    return members
+
+
+def fusion_inputs(outputs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Join the members' outputs for one song's windows.
+
+    Returns log-probabilities float32 (windows, members, classes) and features float32 (windows, 896).
+    """
+    return np.stack([windows for windows, _ in outputs], axis=1), np.concatenate([f for _, f in outputs], axis=1)
+
+
+def _split_rows(catalogue: Catalogue, members: list[Member], split: str) -> dict[str, np.ndarray]:
+    """The arrays of one split, by the last part of their file names."""
+    tracks = catalogue.splits[split]
+    features, log_probabilities = [], []
+    kinds = sorted({member.meta["settings"]["features"] for member in members})
+    loaded = {kind: load_features(catalogue, kind, tracks) for kind in kinds}
+    for index in progress(range(len(tracks)), split):
+        song = {kind: loaded[kind][index] for kind in kinds}
+        windows, vectors = fusion_inputs([member.outputs([song])[0] for member in members])
+        log_probabilities.append(windows.mean(axis=0))
+        features.append(vectors.mean(axis=0))
+    return {
+        "features": np.stack(features).astype(np.float32),
+        "log_probabilities": np.stack(log_probabilities).astype(np.float32),
+        "labels": catalogue.labels(tracks),
+        "tracks": np.array(tracks),
+    }
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argument_parser(__doc__, "--data", "--models", "--device", "--threads")
+    args = parser.parse_args(argv)
+
+    import torch
+
+    torch.set_num_threads(args.threads)
+    catalogue = read_catalogue(args.data)
+    members = load_members(args.models, device=args.device)
+    for member in members:
+        if member.meta["split"] != catalogue.split or member.genres != catalogue.genres:
+            raise UserError(
+                f"{member.name} was trained on split {member.meta['split']['name']!r}, which is not the one in "
+                f"{args.data}: its test songs may have been trained on; train it again or prepare that split"
+            )
+    folder = args.data / "fusion_features"
+    rows = []
+    for split in SPLITS:
+        arrays = _split_rows(catalogue, members, split)
+        for name, array in arrays.items():
+            write_array(folder / f"{split}_{name}.npy", array)
+        right = arrays["log_probabilities"].argmax(2) == arrays["labels"][:, None]
+        figures = [f"{100 * part:.1f}" for part in right.mean(axis=0)] if split != "test" else ["-"] * len(members)
+        rows.append([split, len(right), "in-sample" if split == "train" else "held out", *figures])
+    write_json(
+        folder / "provenance.json",
+        {
+            "genres": catalogue.genres,
+            "split": catalogue.split,
+            "members": {m.name: file_sha256(args.models / m.name / "model.safetensors") for m in members},
+            "sizes": {m.name: m.network.feature_size for m in members},
+            "held_out": {"train": False, "val": True, "test": True},
+        },
+    )
+    print(format_table(("split", "songs", "rows are", *(f"{m.name}, %" for m in members)), rows))
+    print("Test songs are scored once, by evaluate.py.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

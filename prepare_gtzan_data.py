@@ -1,0 +1,446 @@
+"""Find the songs, check every one of them, and split them into training, validation and test lists.
+
+Genres are the names of the folders that the songs lie in. Songs that can't be used are named, recorded and left
+out. Repeats of one recording never lie on both sides of a split.
+
+Reads   the Kaggle zip, the original genres.tar.gz, or a folder of genre folders (--source, else data/raw/)
+Writes  data/raw/genres/<genre>/<file>                    the songs of an archive; a folder is used where it lies
+        data/metadata.json                                every song with its verdict, repeats, how it was split
+        data/splits/<split>/{train,val,test}.txt          this split
+        data/processed/{train,val,test}_files.txt         the split in use: the one made last
+Next    extract_features.py
+
+Examples
+    python prepare_gtzan_data.py --source archive.zip
+    python prepare_gtzan_data.py --split artist --artist-index GTZANindex.txt
+    python prepare_gtzan_data.py --split fault_filtered --split-lists lists/
+    python prepare_gtzan_data.py --split artist --artist-index GTZANindex.txt --folds 3 --fold 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from archives import ARCHIVE_SUFFIXES, AUDIO_SUFFIXES, Limits, extract_songs, is_archive, is_audio_name
+from common import (
+    SPLITS,
+    Catalogue,
+    Song,
+    UserError,
+    argument_parser,
+    command,
+    complain,
+    file_sha256,
+    format_table,
+    fraction,
+    library_versions,
+    positive_int,
+    progress,
+    write_catalogue,
+)
+from repeats import DEFAULT_THRESHOLD, Repeat, find_repeats, fingerprint, sound_digest
+from splits import check_apart, drop_crossing_repeats, linked_groups, share_out, split_fold
+
+NESTED = ("genres", "genres_original", "Data/genres_original", "Data/genres")  # where data sets put the genre folders
+PUBLISHED_LISTS = {"train": "train_filtered.txt", "val": "valid_filtered.txt", "test": "test_filtered.txt"}
+SILENCE = 1e-4  # standard deviation of the samples (-80 dB) below which a song counts as silent
+
+
+# ---------------------------------------------------------------- finding the songs
+
+
+def find_genre_folders(source: Path | None, data: Path, limits: Limits | None) -> Path:
+    """The folder whose subfolders are genres; an archive is extracted first. Raises UserError if nothing fits."""
+    raw = data / "raw"
+    if source is None:
+        archives = sorted(path for path in raw.glob("*") if path.is_file() and is_archive(path))
+        if len(archives) > 1:
+            raise UserError(f"{raw} holds {len(archives)} archives: name the one to use with --source")
+        source = archives[0] if archives else raw
+    if source.is_file() and is_archive(source):
+        extract_songs(source, raw / "genres", limits)
+        source = raw / "genres"
+    found = "nothing there"
+    if source.is_dir():
+        for folder in (*(source / nested for nested in NESTED), source):
+            if folder.is_dir() and any(_songs_in(genre) for genre in _folders_in(folder)):
+                return folder
+        names = [path.name for path in sorted(source.iterdir())]
+        found = f"found {len(names)} entries there ({', '.join(names[:5])}...)" if names else "found an empty folder"
+    elif source.exists():
+        found = "found a file of another kind"
+    raise UserError(
+        f"no songs in {source}: {found}; expected genre folders of songs ({' '.join(sorted(AUDIO_SUFFIXES))}) or an "
+        f"archive of them ({' '.join(ARCHIVE_SUFFIXES)}): name it with --source or put it into {raw}"
+    )
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _songs_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if is_audio_name(path.name) and path.is_file())
+
+
+def list_songs(root: Path, data: Path) -> list[Song]:
+    """Every song below the genre folders, not yet looked at, ordered by genre and file name."""
+    songs: dict[str, Song] = {}
+    home = Path(os.path.abspath(data))
+    for folder in _folders_in(root):
+        for path in _songs_in(folder):
+            where = Path(os.path.abspath(path))
+            inside = where.is_relative_to(home)
+            song = Song(
+                track=free_track_name(folder.name, path.name, songs),
+                file=f"{folder.name}/{path.name}",
+                path=where.relative_to(home).as_posix() if inside else str(where),
+                genre=folder.name,
+                artist="",
+                seconds=0.0,
+                rate=0,
+                sha256="",
+                verdict="ok",
+            )
+            songs[song.track.casefold()] = song
+    return list(songs.values())
+
+
+def track_name(genre: str, stem: str) -> str:
+    """``blues.00000`` of ``blues/blues.00000.wav``, ``rock.my song`` of ``rock/my song.mp3``."""
+    return stem if stem.startswith(f"{genre}.") else f"{genre}.{stem}"
+
+
+def free_track_name(genre: str, file_name: str, taken: dict[str, Song]) -> str:
+    """The track name, with the extension and then a number added while another song has it (``taken``: casefolded)."""
+    track = track_name(genre, Path(file_name).stem)
+    if track.casefold() in taken:
+        track = base = track + Path(file_name).suffix
+        number = 2
+        while track.casefold() in taken:
+            track, number = f"{base}~{number}", number + 1
+    return track
+
+
+# ---------------------------------------------------------------- checking the songs
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one song turned out to be."""
+
+    verdict: str
+    sha256: str = ""  # of the file
+    seconds: float = 0.0
+    rate: int = 0
+    sound: str = ""  # digest of the decoded sound
+    print: np.ndarray | None = None
+
+
+def check_song(path: Path, file: str, min_seconds: float) -> Check:
+    """Decode a song wholly and judge it. Never raises: whatever goes wrong is the verdict."""
+    try:
+        from extract_features import decode
+
+        if len(file.splitlines()) != 1 or not file.isprintable():
+            return Check("its name holds a line break or another character that can't be printed: rename it")
+        digest = file_sha256(path)
+    except Exception as error:
+        return Check(_reason(error, path))
+    try:
+        sound = decode(path)
+        known = {"sha256": digest, "seconds": round(sound.seconds, 3), "rate": sound.rate}
+        if sound.notes:
+            return Check("; ".join(sound.notes), **known)
+        if sound.seconds < min_seconds:
+            return Check(f"only {sound.seconds:.2f} s of sound", **known)
+        if sound.samples.std(dtype=np.float64) < SILENCE:
+            return Check("silent", **known)
+        return Check("ok", **known, sound=sound_digest(sound.samples), print=fingerprint(sound.samples))
+    except Exception as error:
+        return Check(_reason(error, path), digest)
+
+
+def _reason(error: Exception, path: Path) -> str:
+    text = " ".join(str(error).removeprefix(f"{path}: ").split())
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+
+
+def check_songs(songs: Sequence[Song], data: Path, min_seconds: float, workers: int) -> list[Check]:
+    from joblib import Parallel, delayed
+
+    jobs = (delayed(check_song)(data / song.path, song.file, min_seconds) for song in songs)
+    results = Parallel(n_jobs=workers, return_as="generator")(jobs)
+    return list(progress(results, "checking songs", len(songs)))
+
+
+def judged(song: Song, check: Check, artist: str) -> Song:
+    """The song with the results of its check, fit to be written as UTF-8."""
+    names = {key: getattr(song, key).encode("utf-8", "backslashreplace").decode() for key in ("track", "file", "path")}
+    return replace(
+        song,
+        **names,
+        artist=artist,
+        seconds=check.seconds,
+        rate=check.rate,
+        sha256=check.sha256,
+        verdict=check.verdict.encode("utf-8", "backslashreplace").decode(),
+    )
+
+
+# ---------------------------------------------------------------- artists and published lists
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror})") from None
+
+
+def read_artists(path: Path) -> dict[str, str]:
+    """Artists by track name, from lines ``file ::: artist ::: title`` as in Sturm's index of GTZAN."""
+    artists = {}
+    for line in _read_lines(path):
+        file, *fields = (field.strip() for field in line.split(":::"))
+        if fields and not file.startswith("#"):
+            name = PurePosixPath(file)
+            artists[track_name(name.parent.name, name.stem) if name.parent.name else name.stem] = fields[0]
+    if not artists:
+        raise UserError(f"{path} has no line 'file ::: artist ::: title': expected an index such as GTZANindex.txt")
+    return artists
+
+
+def artist_key(artist: str) -> str:
+    """Artists are one if their names agree but for case and white space."""
+    return " ".join(artist.split()).casefold()
+
+
+def read_split_lists(folder: Path, songs: Sequence[Song]) -> dict[str, list[str]]:
+    """Tracks of the published lists ``{train,valid,test}_filtered.txt``, matched by genre and stem.
+
+    Absent and unusable songs are counted on stderr. Raises UserError if lists overlap or name no song here.
+    """
+    by_name: dict[tuple[str, str], Song] = {}
+    for song in songs:
+        name = (song.genre, PurePosixPath(song.file).stem)
+        if name not in by_name or by_name[name].verdict != "ok":
+            by_name[name] = song
+    splits: dict[str, list[str]] = {}
+    seen: dict[tuple[str, str], str] = {}
+    for split, file_name in PUBLISHED_LISTS.items():
+        path = folder / file_name
+        names = {(PurePosixPath(line).parent.name, PurePosixPath(line).stem) for line in _stripped(_read_lines(path))}
+        for name in sorted(names):
+            if seen.setdefault(name, split) != split:
+                raise UserError(f"{'/'.join(name)} is in the lists of {seen[name]} and of {split}: mend {folder}")
+        here = [by_name[name] for name in sorted(names) if name in by_name]
+        usable = [song.track for song in here if song.verdict == "ok"]
+        if len(usable) < len(names):
+            complain(
+                f"{path} lists {len(names)} songs: {len(names) - len(here)} are not here, "
+                f"{len(here) - len(usable)} can't be used, {len(usable)} remain"
+            )
+        if not usable:
+            raise UserError(f"none of the songs that {path} lists can be used: expected <genre>/<song>")
+        splits[split] = usable
+    return splits
+
+
+def _stripped(lines: Sequence[str]) -> list[str]:
+    return [line.strip() for line in lines if line.strip()]
+
+
+# ---------------------------------------------------------------- reporting
+
+
+def _report_repeats(usable: Sequence[Song], repeats: Sequence[Repeat]) -> None:
+    exact = sum(pair.exact for pair in repeats)
+    print(f"\nrepeats: {exact} exact and {len(repeats) - exact} near pairs, each kept within one split")
+    for pair in repeats:
+        first, second = usable[pair.first], usable[pair.second]
+        if first.genre != second.genre:
+            complain(f"{first.track} and {second.track} are the same sound under two genres ({pair.score:.2f})")
+
+
+def _report_splits(catalogue: Catalogue, left_out: int) -> None:
+    songs = catalogue.songs
+    counts = {split: Counter(songs[track].genre for track in catalogue.splits[split]) for split in SPLITS}
+    rows: list[list[object]] = [
+        [genre, *(counts[split][genre] for split in SPLITS), sum(counts[split][genre] for split in SPLITS)]
+        for genre in catalogue.genres
+    ]
+    totals = [counts[split].total() for split in SPLITS]
+    rows.append(["all", *totals, sum(totals)])
+    artists = {split: {artist_key(songs[t].artist) for t in catalogue.splits[split]} - {""} for split in SPLITS}
+    known = any(artists.values())
+    if known:
+        rows.append(["artists", *(len(artists[split]) for split in SPLITS), len(set().union(*artists.values()))])
+    print(f"\n{format_table(('genre', *SPLITS, 'all'), rows)}")
+    if left_out:
+        print(f"{left_out} songs can't be used and are left out")
+    unlisted = len(songs) - left_out - sum(totals)
+    if unlisted:
+        print(f"{unlisted} usable songs are in no list")
+    for split in ("val", "test"):
+        tracks = catalogue.splits[split]
+        shared = sum(artist_key(songs[track].artist) in artists["train"] for track in tracks)
+        if known:
+            print(f"{shared} of {len(tracks)} {split} songs have an artist who is in training too")
+    for split in SPLITS:
+        if missing := [genre for genre in catalogue.genres if not counts[split][genre]]:
+            complain(f"{split} has no song of {', '.join(missing)}: too few independent songs or artists")
+
+
+# ---------------------------------------------------------------- command line
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argument_parser(__doc__, "--data", "--seed")
+    add = parser.add_argument
+    add("--source", type=Path, metavar="PATH", help="archive, or folder of genre folders (else what is in data/raw)")
+    add("--split", choices=["random", "artist", "fault_filtered"], default="random", help="which songs go together")
+    add("--artist-index", type=Path, metavar="FILE", help="lines 'file ::: artist ::: title': Sturm's GTZANindex.txt")
+    add("--split-lists", type=Path, metavar="DIR", help="folder of {train,valid,test}_filtered.txt")
+    add("--val-fraction", type=fraction, default=0.15, metavar="X", help="share of the songs for validation")
+    add("--test-fraction", type=fraction, default=0.15, metavar="X", help="share of the songs for the test")
+    add("--folds", type=positive_int, metavar="K", help="cross-validation: cut into K folds")
+    add("--fold", type=positive_int, metavar="I", help="the fold, 1 to K, that is the test set")
+    add("--min-seconds", type=float, default=1.0, metavar="S", help="shorter songs are left out")
+    add(
+        "--repeat-threshold",
+        type=fraction,
+        default=DEFAULT_THRESHOLD,
+        metavar="X",
+        help="similarity from which two songs count as one recording; 1 looks for exact repeats only",
+    )
+    add("--workers", type=positive_int, default=os.cpu_count() or 1, metavar="N", help="processes")
+    add("--no-archive-limits", action="store_true", help="extract an archive of any size")
+    args = parser.parse_args(argv)
+    if args.split == "artist" and not args.artist_index:
+        parser.error("--split artist needs --artist-index")
+    if args.split == "fault_filtered" and not args.split_lists:
+        parser.error("--split fault_filtered needs --split-lists")
+    if (args.folds is None) != (args.fold is None):
+        parser.error("--folds and --fold go together")
+    if args.folds and (args.split == "fault_filtered" or args.folds < 2 or args.fold > args.folds):
+        parser.error("--folds is 2 or more, --fold no larger, and the split random or artist")
+    if not min(args.val_fraction, args.test_fraction) > 0 or args.val_fraction + args.test_fraction >= 1:
+        parser.error("--val-fraction and --test-fraction are above 0 and sum to less than 1")
+    if args.folds and args.val_fraction + 1 / args.folds >= 1:
+        parser.error("--val-fraction leaves nothing to train on with so few folds")
+    return args
+
+
+def _split(
+    args: argparse.Namespace, usable: Sequence[Song], songs: Sequence[Song], pairs: Sequence[tuple[int, int]]
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Tracks of each split, and the tracks dropped because they repeat others."""
+    repeat_groups = linked_groups(len(usable), [""] * len(usable), pairs)
+    group_of = {song.track: int(group) for song, group in zip(usable, repeat_groups, strict=True)}
+    dropped: list[str] = []
+    if args.split == "fault_filtered":
+        splits = read_split_lists(args.split_lists, songs)
+        dropped = drop_crossing_repeats(splits, group_of)
+    else:
+        genres = sorted({song.genre for song in usable})
+        labels = np.array([genres.index(song.genre) for song in usable])
+        keys = [artist_key(song.artist) if args.split == "artist" else "" for song in usable]
+        groups = linked_groups(len(usable), keys, pairs)
+        if args.folds:
+            part = split_fold(labels, groups, args.fold, args.folds, args.val_fraction, args.seed)
+        else:
+            fractions = (1 - args.val_fraction - args.test_fraction, args.val_fraction, args.test_fraction)
+            part = share_out(labels, groups, fractions, args.seed)
+        splits = {
+            name: sorted(song.track for song, place in zip(usable, part, strict=True) if place == number)
+            for number, name in enumerate(SPLITS)
+        }
+    kinds = {"repeat": {track: str(group) for track, group in group_of.items()}}
+    if args.split == "artist":
+        kinds["artist"] = {song.track: artist_key(song.artist) for song in usable}
+    check_apart(splits, kinds)
+    return splits, dropped
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parse(argv)
+    artists = read_artists(args.artist_index) if args.artist_index else {}
+    root = find_genre_folders(args.source, args.data, None if args.no_archive_limits else Limits())
+    found = list_songs(root, args.data)
+    genres = sorted({song.genre for song in found})
+    if len(genres) < 2:
+        raise UserError(f"{root} has songs of one genre only ({genres[0]}): at least two genre folders are needed")
+    print(f"{len(found)} songs of {len(genres)} genres in {root}", flush=True)
+
+    checks = check_songs(found, args.data, args.min_seconds, args.workers)
+    songs = [judged(song, check, artists.get(song.track, "")) for song, check in zip(found, checks, strict=True)]
+    left_out = [song for song in songs if song.verdict != "ok"]
+    for song in left_out:
+        complain(f"{song.file}: {song.verdict}; left out")
+    usable = [song for song in songs if song.verdict == "ok"]
+    if not usable:
+        raise UserError(f"none of the {len(songs)} songs in {root} can be used: see the reasons above")
+    if artists:
+        unknown = sum(not song.artist for song in usable)
+        if unknown == len(usable):
+            raise UserError(f"{args.artist_index} names the artist of none of these songs: is it of this data set?")
+        print(f"{unknown} songs have no known artist; each counts as an artist of its own")
+
+    good = [check for check in checks if check.verdict == "ok"]
+    prints = [check.print for check in good if check.print is not None]
+    repeats = find_repeats([check.sound for check in good], prints, args.repeat_threshold)
+    _report_repeats(usable, repeats)
+    splits, dropped = _split(args, usable, songs, [(pair.first, pair.second) for pair in repeats])
+    for track in dropped:
+        complain(f"{track} repeats a song of another list and is in none")
+
+    name = f"{args.split}_fold{args.fold}of{args.folds}" if args.folds else args.split
+    by_track = {song.track: song for song in songs}
+    split = {
+        "name": name,
+        "method": args.split,
+        "seed": args.seed,
+        "fold": {"number": args.fold, "of": args.folds} if args.folds else None,
+        "sha256": {
+            part: hashlib.sha256("".join(by_track[track].file + "\n" for track in tracks).encode()).hexdigest()
+            for part, tracks in splits.items()
+        },
+    }
+    catalogue = Catalogue(genres, by_track, splits, split, args.data)
+    write_catalogue(
+        catalogue,
+        {
+            "source": str(args.source or root),
+            "versions": library_versions(),
+            "left_out": len(left_out),
+            "thresholds": {"min_seconds": args.min_seconds, "repeat": args.repeat_threshold, "silence": SILENCE},
+            "fractions": {"val": args.val_fraction, "test": args.test_fraction},
+            "repeats": [
+                {
+                    "tracks": [usable[pair.first].track, usable[pair.second].track],
+                    "kind": "exact" if pair.exact else "near",
+                    "correlation": pair.score,
+                }
+                for pair in repeats
+            ],
+            "dropped_repeats": dropped,
+        },
+    )
+    _report_splits(catalogue, len(left_out))
+    print(f"\nwrote {args.data / 'metadata.json'} and the {name} lists; next: extract_features.py --data {args.data}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""Fixtures that every test file shares. What the session fixtures return is shared: copy it before changing it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mini_songs import write_source
+
+ROOT = Path(__file__).resolve().parents[1]
+RunScript = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    """The root of the project."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def run_script(repo: Path) -> RunScript:
+    """Run a script of the project as a user would: ``run_script("evaluate.py", "--data", folder, cwd=folder)``.
+
+    ``check`` fails the test, with the script's output, unless the exit code is 0. ``env`` adds to the environment.
+    """
+
+    def run(
+        name: str,
+        *args: object,
+        cwd: Path | None = None,
+        check: bool = True,
+        timeout: float = 300,
+        env: dict[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        result = subprocess.run(
+            [sys.executable, str(repo / name), *map(str, args)],
+            cwd=cwd,
+            env={**os.environ, "COLUMNS": "120", "PYTHONUTF8": "1", **(env or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=timeout,
+        )
+        if check and result.returncode != 0:
+            pytest.fail(f"{name} left with {result.returncode}\n{result.stdout}\n{result.stderr}", pytrace=False)
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def mini_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten genre folders of seven made-up songs (wav, 5 to 6 s) and ``artists.txt``; treat it as read-only."""
+    return write_source(tmp_path_factory.mktemp("mini") / "genres")
+
+
+@pytest.fixture(scope="session")
+def gtzan_dir() -> Path:
+    """The real data set, for the few tests that need it: ``$GTZAN_DIR/genres/<genre>/*``."""
+    folder = Path(os.environ.get("GTZAN_DIR", ROOT.parent / "shared" / "gtzan"))
+    if not (folder / "genres").is_dir():
+        pytest.skip(f"no genres folder in {folder}: set GTZAN_DIR to a copy of GTZAN to run this test")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def render_tone() -> Callable[..., Path]:
+    """Write a tone in any shape: ``render_tone(path, seconds=3, rate=8000, channels=2)`` returns the path.
+
+    The suffix picks the format; ``level`` 0 is silence; ``subtype`` is soundfile's, ``"FLOAT"`` keeps ``bad`` values.
+    """
+
+    def render(
+        path: Path,
+        seconds: float = 3.0,
+        rate: int = 22_050,
+        channels: int = 1,
+        hz: float = 440.0,
+        level: float = 0.5,
+        bad: float | None = None,
+        subtype: str | None = None,
+    ) -> Path:
+        import soundfile
+
+        times = np.arange(round(seconds * rate)) / rate
+        signal = level * np.sin(2 * np.pi * hz * times)
+        if bad is not None:
+            signal[len(signal) // 2] = bad  # NaN or infinity in the middle
+        soundfile.write(path, np.tile(signal[:, None], (1, channels)), rate, subtype=subtype)
+        return path
+
+    return render

@@ -1,0 +1,122 @@
+"""Train the ECAS-CNN: MFCC input, four blocks with efficient channel and spatial attention, a 128-d feature.
+
+Reads   data/metadata.json, data/processed/*_files.txt, data/processed/mfcc/
+Writes  models/ecas_cnn/model.safetensors   the frozen network: averaged weights at the end of the schedule
+        models/ecas_cnn/best.safetensors    the weights of the check with the least validation loss, to compare
+        models/ecas_cnn/latest.safetensors  everything that --resume needs
+        models/ecas_cnn/log.jsonl           a line an epoch
+Next    train_bigru_cnn.py, then extract_model_features.py
+
+Example
+    python train_ecas_cnn.py --seed 0
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+
+from common import command
+from extract_features import N_MFCC
+from hyper_dynamic import Settings, training_command
+
+SETTINGS = Settings(name="ecas_cnn", features="mfcc")
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    return training_command(argv, __doc__, SETTINGS, lambda *args: NETWORK(*args))
+
+
+if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):
+    sys.exit(main())  # before torch is loaded below
+
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
+
+FEATURE_SIZE = 128
+CHANNELS = (192, 256, 384, 512)
+STRIDES = ((1, 4), (2, 2), (2, 1), (1, 2))  # coefficients, time
+
+
+class ECA(nn.Module):
+    """Efficient channel attention: a 1-D convolution over pooled channels (Wang et al., CVPR 2020).
+
+    The kernel size follows from the channel count: 5 for 128 to 512 channels.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        kernel = int(abs((math.log2(channels) + 1) / 2)) | 1
+        self.mix = nn.Conv1d(1, 1, kernel, padding=kernel // 2, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(self.mix(x.mean((2, 3))[:, None]))[:, 0, :, None, None]
+
+
+class SpatialAttention(nn.Module):
+    """A 7x7 convolution over the channels' mean and maximum (CBAM: Woo et al., ECCV 2018)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(self.mix(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)))
+
+
+class Deltas(nn.Module):
+    """MFCCs with their slopes over nine frames and the slopes of those: (batch, n, t) -> (batch, 3, n, t)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        steps = torch.arange(-4.0, 5.0)
+        self.register_buffer("slope", (steps / steps.square().sum())[None, None, None], persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        levels = [x[:, None]]
+        for _ in range(2):
+            padded = nn.functional.pad(levels[-1], (4, 4, 0, 0), mode="replicate")
+            levels.append(nn.functional.conv2d(padded, self.slope))
+        return torch.cat(levels, 1)
+
+
+class ECASCNN(nn.Module):
+    """(batch, 20 MFCCs, frames) -> logits (batch, classes), feature (batch, 128)."""
+
+    feature_size = FEATURE_SIZE
+
+    def __init__(self, classes: int, width: float = 1.0):
+        super().__init__()
+        channels = [max(8, round(width * number)) for number in CHANNELS]
+        self.deltas = Deltas()
+        self.scale = nn.BatchNorm1d(3 * N_MFCC)  # coefficients differ tenfold in spread
+        blocks: list[nn.Module] = []
+        for index, (inputs, outputs) in enumerate(zip([3, *channels], channels, strict=False)):
+            kernel = (5, 7) if index == 0 else (3, 3)
+            blocks += [
+                nn.Conv2d(inputs, outputs, kernel, STRIDES[index], (kernel[0] // 2, kernel[1] // 2), bias=False),
+                nn.BatchNorm2d(outputs),
+                nn.SiLU(inplace=True),
+                ECA(outputs),
+                SpatialAttention(),
+            ]
+        self.blocks = nn.Sequential(*blocks)
+        self.feature = nn.Sequential(
+            nn.Linear(2 * channels[-1], FEATURE_SIZE), nn.BatchNorm1d(FEATURE_SIZE), nn.SiLU()
+        )
+        self.classify = nn.Sequential(nn.Dropout(0.3), nn.Linear(FEATURE_SIZE, classes))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.deltas(x)
+        x = self.scale(x.flatten(1, 2)).view_as(x)
+        x = self.blocks(x.contiguous(memory_format=torch.channels_last))
+        feature = self.feature(torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1))
+        return self.classify(feature), feature
+
+
+NETWORK = ECASCNN
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,258 @@
+"""Fit the fusion of the three networks on held-out songs, and choose it by validation.
+
+Every candidate ends as one linear map from the members' outputs to the classes:
+    average    mean of the members' calibrated log-probabilities; nothing is fitted
+    weighted   the same with one weight a member
+    stacked    logistic regression on the members' log-probabilities
+    features   logistic regression on the cleaned features
+
+They are compared by cross-validation on the validation songs, which no member was trained on, with an artist's
+songs kept together. The average is kept unless another's log-loss is better by more than its standard error:
+with a hundred songs, less is chance. Rows of training songs are in-sample and never used.
+
+Reads   data/metadata.json, data/fusion_features/
+Writes  models/fusion_progressive/model.safetensors
+Next    evaluate.py, genre_detector.py
+
+Example
+    python train_fusion.py --seed 0
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common import (
+    Catalogue,
+    UserError,
+    argument_parser,
+    command,
+    format_table,
+    library_versions,
+    read_array,
+    read_catalogue,
+    read_json,
+)
+from hyper_dynamic import load_checkpoint, save_checkpoint
+from predict import calibrated, fit_temperature
+
+MADE_BY = "train_fusion.py"
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """A linear map from the members' outputs to class scores.
+
+    ``coefficients`` float32 (inputs, classes) and ``intercept`` float32 (classes,); the inputs are the members'
+    log-probabilities, flattened member by member, or the kept dimensions of the 896-d feature.
+    """
+
+    kind: str
+    coefficients: np.ndarray
+    intercept: np.ndarray
+    kept: np.ndarray  # int64: which of the 896 are used; empty when log-probabilities are
+    temperature: float = 1.0
+
+    def __call__(self, log_probabilities: np.ndarray, features: np.ndarray) -> np.ndarray:
+        """Log-probabilities (rows, classes) from (rows, members, classes) and (rows, 896)."""
+        inputs = features[:, self.kept] if len(self.kept) else log_probabilities.reshape(len(log_probabilities), -1)
+        return calibrated(inputs.astype(np.float64) @ self.coefficients + self.intercept, self.temperature)
+
+
+def load_fusion(models: Path) -> tuple[Fusion, dict[str, Any]]:
+    """The released fusion and its meta. Raises UserError if it is absent, broken or of wrong shape."""
+    path = models / "fusion_progressive" / "model.safetensors"
+    tensors, meta = load_checkpoint(path, MADE_BY)
+    try:
+        fusion = Fusion(
+            meta["kind"],
+            tensors["coefficients"].numpy(),
+            tensors["intercept"].numpy(),
+            tensors["kept"].numpy(),
+            meta["temperature"],
+        )
+        inputs = len(fusion.kept) or len(meta["members"]) * len(meta["genres"])
+        if fusion.coefficients.shape != (inputs, len(meta["genres"])):
+            raise ValueError(f"coefficients of shape {fusion.coefficients.shape}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is no fusion ({error}): run {MADE_BY} again") from None
+    return fusion, meta
+
+
+# ---------------------------------------------------------------- candidates
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Held-out songs: (songs, members, classes), (songs, 896), (songs,)."""
+
+    log_probabilities: np.ndarray
+    features: np.ndarray
+    labels: np.ndarray
+
+    def __getitem__(self, index: np.ndarray) -> Rows:
+        return Rows(self.log_probabilities[index], self.features[index], self.labels[index])
+
+
+def weighted_fusion(weights: np.ndarray, classes: int) -> Fusion:
+    """The log-probabilities of member m times weights[m], summed."""
+    return Fusion(
+        "weighted" if np.ptp(weights) else "average",
+        np.kron(weights[:, None], np.eye(classes)).astype(np.float32),
+        np.zeros(classes, dtype=np.float32),
+        np.zeros(0, dtype=np.int64),
+    )
+
+
+def fit_average(rows: Rows, kept: np.ndarray) -> Fusion:
+    members, classes = rows.log_probabilities.shape[1:]
+    return weighted_fusion(np.full(members, 1 / members), classes)
+
+
+def fit_weighted(rows: Rows, kept: np.ndarray) -> Fusion:
+    """Weights on the simplex with the least log-loss, drawn towards equal ones as strongly as ten songs would."""
+    from scipy.optimize import minimize
+
+    members, classes = rows.log_probabilities.shape[1:]
+
+    def loss(scores: np.ndarray) -> float:
+        weights = np.exp(scores) / np.exp(scores).sum()
+        outputs = weighted_fusion(weights, classes)(rows.log_probabilities, rows.features)
+        return log_loss(outputs, rows.labels).sum() + 10 * float(np.square(scores).sum())
+
+    scores = minimize(loss, np.zeros(members), method="Nelder-Mead").x
+    return weighted_fusion(np.exp(scores) / np.exp(scores).sum(), classes)
+
+
+def _fit_linear(kind: str, inputs: np.ndarray, labels: np.ndarray, classes: int, kept: np.ndarray, c: float) -> Fusion:
+    """Logistic regression on standardised inputs, folded into one linear map; unseen classes get a low score."""
+    from sklearn.linear_model import LogisticRegression
+
+    mean, scale = inputs.mean(axis=0), inputs.std(axis=0) + 1e-6
+    model = LogisticRegression(C=c, max_iter=2000).fit((inputs - mean) / scale, labels)
+    coefficients = np.zeros((inputs.shape[1], classes))
+    intercept = np.full(classes, -10.0)
+    if len(model.classes_) == 2:  # scikit-learn keeps one row for two classes
+        coefficients[:, model.classes_] = np.concatenate([-model.coef_, model.coef_]).T / 2 / scale[:, None]
+        intercept[model.classes_] = np.array([-1, 1]) * model.intercept_[0] / 2
+    else:
+        coefficients[:, model.classes_] = model.coef_.T / scale[:, None]
+        intercept[model.classes_] = model.intercept_
+    intercept -= mean @ coefficients
+    return Fusion(kind, coefficients.astype(np.float32), intercept.astype(np.float32), kept)
+
+
+def fit_stacked(rows: Rows, kept: np.ndarray) -> Fusion:
+    members, classes = rows.log_probabilities.shape[1:]
+    inputs = rows.log_probabilities.reshape(len(rows.labels), -1)
+    return _fit_linear("stacked", inputs, rows.labels, classes, np.zeros(0, dtype=np.int64), c=0.03)
+
+
+def fit_features(rows: Rows, kept: np.ndarray) -> Fusion:
+    classes = rows.log_probabilities.shape[2]
+    return _fit_linear("features", rows.features[:, kept], rows.labels, classes, kept, c=0.003)
+
+
+CANDIDATES: dict[str, Callable[[Rows, np.ndarray], Fusion]] = {
+    "average": fit_average,
+    "weighted": fit_weighted,
+    "stacked": fit_stacked,
+    "features": fit_features,
+}
+
+
+# ---------------------------------------------------------------- choice
+
+
+def log_loss(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Each row's negative log-probability of its label."""
+    return -outputs[np.arange(len(labels)), labels]
+
+
+def cross_validated(fit: Callable[[Rows, np.ndarray], Fusion], rows: Rows, kept: np.ndarray, folds: list) -> np.ndarray:
+    """Log-probabilities (songs, classes) of each song by a fusion fitted without its fold."""
+    outputs = np.empty((len(rows.labels), rows.log_probabilities.shape[2]))
+    for rest, held in folds:
+        outputs[held] = fit(rows[rest], kept)(rows.log_probabilities[held], rows.features[held])
+    return outputs
+
+
+def choose(losses: dict[str, np.ndarray]) -> str:
+    """The candidate with the least mean loss, if that is below the average's by more than a standard error."""
+    best = min(losses, key=lambda name: losses[name].mean())
+    gain = losses["average"] - losses[best]
+    return best if gain.mean() > gain.std() / np.sqrt(len(gain)) else "average"
+
+
+def artist_folds(catalogue: Catalogue, tracks: Sequence[str], seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Five folds of songs, stratified by genre, an artist's songs together."""
+    from sklearn.model_selection import GroupKFold
+
+    artists = [catalogue.songs[track].artist.casefold() or track for track in tracks]
+    folds = GroupKFold(min(5, len(set(artists))), shuffle=True, random_state=seed)
+    return list(folds.split(artists, groups=artists))
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    args = argument_parser(__doc__, "--data", "--models", "--seed").parse_args(argv)
+    maker = "extract_model_features.py"
+    folder = args.data / "fusion_features"
+    provenance = read_json(folder / "provenance.json", maker)
+    if not provenance["held_out"]["val"]:
+        raise UserError(f"the validation rows are in-sample: run {maker} again")
+    catalogue = read_catalogue(args.data)
+    if provenance["split"] != catalogue.split:
+        raise UserError(f"the features are of another split than the one in {args.data}: run {maker} again")
+    tracks = read_array(folder / "val_tracks.npy", maker).tolist()
+    rows = Rows(*(read_array(folder / f"val_{name}.npy", maker) for name in ("log_probabilities", "features", "labels")))
+    kept = np.flatnonzero(read_array(folder / "selector.npy", "create_cleaned_features.py"))
+
+    folds = artist_folds(catalogue, tracks, args.seed)
+    outputs = {name: cross_validated(fit, rows, kept, folds) for name, fit in CANDIDATES.items()}
+    losses = {name: log_loss(values, rows.labels) for name, values in outputs.items()}
+    chosen = choose(losses)
+    fusion = CANDIDATES[chosen](rows, kept)
+    temperature = fit_temperature(outputs[chosen], rows.labels)
+
+    import torch
+
+    arrays = {"coefficients": fusion.coefficients, "intercept": fusion.intercept, "kept": fusion.kept}
+    figures = {
+        name: {"validation_accuracy": float((v.argmax(1) == rows.labels).mean()), "log_loss": float(losses[name].mean())}
+        for name, v in outputs.items()
+    }
+    save_checkpoint(
+        args.models / "fusion_progressive" / "model.safetensors",
+        {name: torch.from_numpy(array) for name, array in arrays.items()},
+        {
+            "network": "fusion",
+            "kind": chosen,
+            "temperature": temperature,
+            "genres": catalogue.genres,
+            "members": provenance["members"],
+            "split": catalogue.split,
+            "seed": args.seed,
+            "candidates": figures,
+            "versions": library_versions(),
+        },
+    )
+    best = rows.log_probabilities.argmax(2) == rows.labels[:, None]
+    table = [[name, f"{100 * part:.1f}", ""] for name, part in zip(provenance["members"], best.mean(axis=0), strict=True)]
+    table += [
+        [f"fusion: {name}" + (" (chosen)" if name == chosen else ""), f"{100 * f['validation_accuracy']:.1f}", f"{f['log_loss']:.3f}"]
+        for name, f in figures.items()
+    ]
+    table.append(["any member right", f"{100 * best.any(axis=1).mean():.1f}", ""])
+    print(format_table((f"{len(tracks)} validation songs", "accuracy, %", "log-loss"), table))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""Check the fusion's feature files and say whether they can be used.
+
+Shape, NaN and infinity, constant dimensions, labels and tracks against the catalogue, songs in two splits, and
+linear separability: a cross-validated logistic regression on the held-out validation songs must beat guessing.
+Test rows are checked for form only; their labels play no part.
+
+Reads   data/metadata.json, data/fusion_features/
+Writes  nothing; prints a verdict, exit code 1 when a file is unusable
+Next    train_fusion.py
+
+Example
+    python verify_model_features.py
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from common import SPLITS, Catalogue, argument_parser, command, format_table, read_array, read_catalogue
+
+
+def rows_problems(
+    features: np.ndarray, labels: np.ndarray, tracks: np.ndarray, catalogue: Catalogue, split: str
+) -> list[str]:
+    """What makes one split's rows unusable; empty when nothing does."""
+    problems = []
+    if features.ndim != 2 or not np.issubdtype(features.dtype, np.floating) or not features.size:
+        return [f"features are {features.dtype} {features.shape}, not a table of numbers"]
+    if not len(features) == len(labels) == len(tracks):
+        return [f"{len(features)} rows, {len(labels)} labels, {len(tracks)} tracks"]
+    if not np.isfinite(features).all():
+        problems.append(f"{int((~np.isfinite(features)).any(axis=1).sum())} rows hold NaN or infinity")
+    names = [str(track) for track in tracks]
+    if len(set(names)) != len(names):
+        problems.append("a song has two rows")
+    if names != catalogue.splits[split]:
+        problems.append("the songs are not those of the split in use")
+    elif not np.array_equal(labels, catalogue.labels(names)):
+        problems.append("labels are not those of the catalogue")
+    return problems
+
+
+def linear_separability(features: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Accuracy of a cross-validated linear classifier, and that of always saying the commonest class."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    values, labels = np.unique(labels, return_inverse=True)
+    common = [c for c in range(len(values)) if (labels == c).sum() >= 2]
+    use = np.isin(labels, common)
+    if len(common) < 2:
+        return float("nan"), 1.0
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+    folds = StratifiedKFold(min(5, int(np.bincount(labels[use])[common].min())), shuffle=True, random_state=0)
+    said = cross_val_predict(model, features[use], labels[use], cv=folds)
+    return float((said == labels[use]).mean()), float(np.bincount(labels[use]).max() / use.sum())
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    args = argument_parser(__doc__, "--data").parse_args(argv)
+    catalogue = read_catalogue(args.data)
+    folder = args.data / "fusion_features"
+    problems: list[str] = []
+    table = []
+    tracks: dict[str, set[str]] = {}
+    for split in SPLITS:
+        labels = read_array(folder / f"{split}_labels.npy", "extract_model_features.py")
+        names = read_array(folder / f"{split}_tracks.npy", "extract_model_features.py")
+        tracks[split] = set(names.tolist())
+        for kind, maker in (("features", "extract_model_features.py"), ("features_cleaned", "create_cleaned_features.py")):
+            features = read_array(folder / f"{split}_{kind}.npy", maker)
+            found = rows_problems(features, labels, names, catalogue, split)
+            constant = int((np.ptp(features, axis=0) == 0).sum()) if not found else 0
+            if kind == "features_cleaned" and split == "train" and constant:
+                found.append(f"{constant} cleaned dimensions are constant over the training songs")
+            problems += [f"{split}_{kind}.npy: {problem}" for problem in found]
+            table.append([f"{split}_{kind}", *features.shape, constant, "unusable" if found else "good"])
+            if kind == "features_cleaned" and split == "val" and not found:
+                accuracy, guess = linear_separability(features, labels)
+                if accuracy <= guess:
+                    problems.append(
+                        f"val_{kind}.npy: a linear classifier gets {100 * accuracy:.1f} %, guessing {100 * guess:.1f} %"
+                    )
+    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
+        if shared := tracks[one] & tracks[other]:
+            problems.append(f"{len(shared)} songs are in both {one} and {other}, {min(shared)} for one")
+    print(format_table(("file", "songs", "dimensions", "constant", "verdict"), table))
+    if not problems:
+        print(f"usable; linear classifier on held-out validation songs {100 * accuracy:.1f} %, guessing {100 * guess:.1f} %")
+        return 0
+    for problem in problems:
+        print(f"unusable: {problem}")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
