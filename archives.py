@@ -6,6 +6,7 @@ used, and nothing is left behind unless the whole archive could be read.
 
 from __future__ import annotations
 
+import functools
 import shutil
 import stat
 import tarfile
@@ -95,7 +96,7 @@ def _extract(archive: Path, target: Path, limits: Limits | None) -> int:
         total += member.size
         if limits:
             _check_limits(archive, member, number, total, limits)
-        place = _place(member.name)
+        place = place_of(member.name)
         if place is None:
             continue
         if member.oddity:
@@ -125,20 +126,27 @@ def _members(archive: Path) -> Iterator[Member]:
                 if not info.is_dir():
                     mode = info.external_attr >> 16
                     odd = "encrypted" if info.flag_bits & 1 else _oddity(mode) if stat.S_IFMT(mode) else ""
-                    yield Member(info.filename, info.file_size, odd, lambda info=info: bundle.open(info))
+                    yield Member(info.filename, info.file_size, odd, functools.partial(bundle.open, info))
         return
-    with tarfile.open(archive, mode="r|*") as stream:
+    with tarfile.open(archive) as stream:  # not as a "r|*" stream, which takes a cut-off download for a whole one
         for entry in stream:
             if not entry.isdir():
                 odd = "" if entry.isreg() else "a link" if entry.issym() or entry.islnk() else "not an ordinary file"
-                yield Member(entry.name, entry.size, odd, lambda entry=entry: stream.extractfile(entry))
+                yield Member(entry.name, entry.size, odd, functools.partial(_open, stream, entry))
+
+
+def _open(stream: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes]:
+    content = stream.extractfile(entry)
+    if content is None:
+        raise tarfile.TarError(f"{entry.name!r} has no content")
+    return content
 
 
 def _oddity(mode: int) -> str:
     return "" if stat.S_ISREG(mode) else "a link" if stat.S_ISLNK(mode) else "not an ordinary file"
 
 
-def _place(name: str) -> tuple[str, str] | None:
+def place_of(name: str) -> tuple[str, str] | None:
     """Genre and file name of a song in an archive; None for anything else. Raises UserError if it points outside."""
     path = PureWindowsPath(name)  # knows both separators and drive letters
     if not is_audio_name(path.name) or "__MACOSX" in path.parts or len(path.parts) < 2:

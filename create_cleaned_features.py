@@ -17,8 +17,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-import numpy as np
-
 from common import SPLITS, UserError, argument_parser, command, format_table, read_array, read_json, write_array
 
 

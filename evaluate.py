@@ -116,8 +116,8 @@ def analyse_songs(detector: GenreDetector, catalogue: Catalogue, split: str) -> 
 
 def evaluate(detector: GenreDetector, catalogue: Catalogue, models: Path) -> tuple[dict[str, Any], list[list[str]]]:
     """All figures, and each test song's predictions (track, genre, one column a model)."""
+    from checkpoints import load_checkpoint
     from extract_model_features import MEMBERS
-    from hyper_dynamic import load_checkpoint
 
     names = [*MEMBERS, FUSION]
     scores: dict[str, dict[str, Any]] = {name: {} for name in names}
@@ -167,7 +167,12 @@ def tables(result: dict[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
     for name, scores in result["models"].items():
         test = scores["test"]
         low, high = test["wilson_95"]
-        row = [name, percent(test["song_accuracy"]), f"{percent(low)}-{percent(high)}", percent(test["window_accuracy"])]
+        row = [
+            name,
+            percent(test["song_accuracy"]),
+            f"{percent(low)}-{percent(high)}",
+            percent(test["window_accuracy"]),
+        ]
         row += [percent(test["macro_f1"]), percent(scores["val"]["song_accuracy"])]
         row.append(percent(scores.get("label_conditioned_composite")))
         if rare:
@@ -241,7 +246,9 @@ def draw_confusion(matrix: np.ndarray, genres: list[str], title: str, path: Path
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__, "--data", "--models", "--device", "--threads", "--json")
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="folder of the results")
-    parser.add_argument("--update", type=Path, nargs="*", default=[], metavar="FILE", help="documents to put the table in")
+    parser.add_argument(
+        "--update", type=Path, nargs="*", default=[], metavar="FILE", help="documents to put the table in"
+    )
     args = parser.parse_args(argv)
 
     import torch
@@ -252,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if detector.meta["split"] != catalogue.split or detector.genres != catalogue.genres:
         raise UserError(
             f"the networks were trained on split {detector.meta['split']['name']!r}, seed "
-            f"{detector.meta['split']['seed']}, not on the split in {args.data}: its test songs may be their training songs"
+            f"{detector.meta['split']['seed']}, not on the one in {args.data}: they may have seen its test songs"
         )
     result, rows = evaluate(detector, catalogue, args.models)
     write_json(args.results / "evaluation.json", result)

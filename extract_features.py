@@ -296,7 +296,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             save_index()
             saved = time.monotonic()
     save_index()
-    rows = [("songs", len(usable)), ("made now", len(todo) - failed), ("there before", len(usable) - len(todo))]
+    rows: list[tuple[str, object]] = [
+        ("songs", len(usable)),
+        ("made now", len(todo) - failed),
+        ("there before", len(usable) - len(todo)),
+    ]
     rows += [("failed", failed), ("seconds", f"{time.monotonic() - started:.1f}")]
     print(format_table(("features", ""), rows))
     return 1 if failed else 0

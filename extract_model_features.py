@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from checkpoints import fill_network, load_checkpoint
 from common import (
     SPLITS,
     Catalogue,
@@ -42,7 +43,7 @@ from common import (
     write_json,
 )
 from extract_features import load_features
-from hyper_dynamic import fill_network, load_checkpoint, pick_device
+from hyper_dynamic import pick_device
 from predict import calibrated, network_outputs
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from checkpoints import fill_network, load_checkpoint, save_checkpoint
 from common import (
     Catalogue,
     UserError,
@@ -26,10 +27,9 @@ from common import (
     library_versions,
     progress,
     read_catalogue,
-    whole_file,
     write_text,
 )
-from extract_features import FEATURE_SETTINGS, N_MELS, N_MFCC, check_feature_settings, load_features
+from extract_features import N_MELS, N_MFCC, load_features
 from predict import (
     class_accuracies,
     fit_temperature,
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-CHECKPOINT_FORMAT = 1
 EMA_DECAY = 0.995  # of the weights that are validated and released
 GRADIENT_NORM = 5.0
 VALIDATION_WINDOWS = 6  # a song, in the checks during training; the final figure takes all
@@ -51,8 +50,9 @@ VALIDATION_WINDOWS = 6  # a song, in the checks during training; the final figur
 # ---------------------------------------------------------------- settings
 
 
-def setting(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+def setting(default: Any, text: str, low: float = 0, high: float = math.inf) -> Any:
+    """A field that is an option of the training scripts, refused outside its range."""
+    return field(default=default, metadata={"help": text, "low": low, "high": high})
 
 
 @dataclass(frozen=True)
@@ -61,26 +61,26 @@ class Settings:
 
     name: str  # of the folder below models/
     features: str  # "melspectrogram" or "mfcc"
-    epochs: int = setting(90, "length of the schedule; it has no early stopping")
-    batch_size: int = setting(32, "windows a step")
-    learning_rate: float = setting(3e-3, "peak of the one-cycle schedule")
+    epochs: int = setting(90, "length of the schedule; it has no early stopping", low=1)
+    batch_size: int = setting(16, "windows a step", low=2)
+    learning_rate: float = setting(2e-3, "peak of the one-cycle schedule")
     weight_decay: float = setting(0.02, "of AdamW, on weight matrices only")
-    window: int = setting(130, "frames a window, 43 a second")
-    overlap: float = setting(0.5, "of neighbouring windows")
-    share: float = setting(0.1, "part of all windows that an epoch draws; 1 is the published method")
-    label_smoothing: float = setting(0.1, "part of each target spread over all classes")
+    window: int = setting(260, "frames a window, 43 a second; the published method has 130", low=1)
+    overlap: float = setting(0.5, "of neighbouring windows", high=0.95)
+    share: float = setting(0.12, "part of all windows that an epoch draws; 1 is the published method", high=1)
+    label_smoothing: float = setting(0.1, "part of each target spread over all classes", high=1)
     mixup: float = setting(0.3, "alpha of mixup; 0 switches it off")
-    width: float = setting(1.0, "factor on the channels of the network")
+    width: float = setting(1.0, "factor on the channels of the network", low=0.01)
     graduate_at: float = setting(0.85, "smoothed validation accuracy at which a class graduates")
-    demote_margin: float = setting(0.10, "a graduate this far below graduate-at goes back to full training")
-    smoothing: float = setting(0.6, "weight of the past in the smoothed accuracy")
-    rehearsal_rate: float = setting(0.25, "part of its windows that a graduated class still trains on")
-    struggle_below: float = setting(0.5, "smoothed accuracy below which a class struggles")
-    struggle_after: float = setting(0.17, "part of the schedule before a class can struggle")
-    struggling_overlap: float = setting(0.75, "overlap of training windows of a struggling class")
-    weight_strength: float = setting(1.0, "how far class weights follow the errors; 0: equal weights")
-    consolidation: float = setting(0.2, "last part of the schedule, in which every class trains in full")
-    check_every: int = setting(3, "epochs between two looks at the validation songs")
+    demote_margin: float = setting(0.10, "a graduate this far below graduate-at goes back to full training", high=1)
+    smoothing: float = setting(0.6, "weight of the past in the smoothed accuracy", high=1)
+    rehearsal_rate: float = setting(0.25, "part of its windows that a graduated class still trains on", high=1)
+    struggle_below: float = setting(0.5, "smoothed accuracy below which a class struggles", high=1)
+    struggle_after: float = setting(0.17, "part of the schedule before a class can struggle", high=1)
+    struggling_overlap: float = setting(0.75, "overlap of training windows of a struggling class", high=0.95)
+    weight_strength: float = setting(1.0, "how far class weights follow the errors")
+    consolidation: float = setting(0.2, "last part of the schedule, in which every class trains in full", high=1)
+    check_every: int = setting(3, "epochs between two looks at the validation songs", low=1)
 
 
 # ---------------------------------------------------------------- device, seed
@@ -149,10 +149,11 @@ class ClassState:
 
 
 def smooth(past: float | None, measured: float | None, smoothing: float) -> float | None:
-    """Exponential mean, so that the noise of 15 songs doesn't decide; None is no measurement."""
-    if past is None or measured is None:
-        return past if measured is None else measured
-    return smoothing * past + (1 - smoothing) * measured
+    """Exponential mean from 0 on, so that neither one lucky check nor the noise of 15 songs decides.
+
+    None is no measurement: a class without validation songs.
+    """
+    return past if measured is None else smoothing * (past or 0.0) + (1 - smoothing) * measured
 
 
 def is_graduated(accuracy: float | None, graduated: bool, rules: Settings) -> bool:
@@ -217,49 +218,6 @@ def learning_rate(done: float, peak: float) -> float:
     return peak * (done / 0.15 if done < 0.15 else (1 + math.cos(math.pi * (done - 0.15) / 0.85)) / 2)
 
 
-# ---------------------------------------------------------------- checkpoints
-
-
-def save_checkpoint(path: Path, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
-    """Write tensors and plain values as one safetensors file, whole or not at all."""
-    from safetensors.torch import save_file
-
-    record = {"format": CHECKPOINT_FORMAT, "feature_settings": FEATURE_SETTINGS, **meta}
-    with whole_file(path) as temporary:
-        whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        save_file(whole, temporary, metadata={"music_genre_fusion": json.dumps(record)})
-
-
-def load_checkpoint(path: Path, made_by: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read what ``save_checkpoint`` wrote; runs no code from the file.
-
-    Raises UserError, naming the script that makes the file, if it is absent, broken, of another format or made
-    with other feature settings.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            meta = json.loads((file.metadata() or {})["music_genre_fusion"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        if meta["format"] != CHECKPOINT_FORMAT:
-            raise ValueError(f"format {meta['format']}, this code reads {CHECKPOINT_FORMAT}")
-    except FileNotFoundError:
-        raise UserError(f"{path} is not there: run {made_by} first") from None
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is no checkpoint ({error}): run {made_by} again") from None
-    check_feature_settings(meta.get("feature_settings"), path, f"run {made_by} again")
-    return tensors, meta
-
-
-def fill_network(network: nn.Module, tensors: dict[str, torch.Tensor], where: Path) -> None:
-    """Put saved weights (any precision) into a network. Raises UserError if names or shapes don't fit."""
-    try:
-        network.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
-    except RuntimeError as error:
-        raise UserError(f"{where} doesn't fit the network ({error}): train it again") from None
-
-
 # ---------------------------------------------------------------- the loop
 
 
@@ -280,7 +238,13 @@ class Trainer:
     """One training run of one network."""
 
     def __init__(
-        self, settings: Settings, build: Callable[..., nn.Module], catalogue: Catalogue, folder: Path, seed: int, device: str
+        self,
+        settings: Settings,
+        build: Callable[..., nn.Module],
+        catalogue: Catalogue,
+        folder: Path,
+        seed: int,
+        device: str,
     ):
         import torch
 
@@ -289,7 +253,8 @@ class Trainer:
         self.settings, self.catalogue, self.folder, self.seed = settings, catalogue, folder, seed
         self.device = pick_device(device)
         set_seed(seed)
-        self.network = build(len(catalogue.genres), settings.width).to(self.device, memory_format=torch.channels_last)
+        self.network = build(len(catalogue.genres), settings.width).to(self.device)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         matrices = [p for p in self.network.parameters() if p.ndim > 1]
         vectors = [p for p in self.network.parameters() if p.ndim <= 1]
@@ -302,7 +267,9 @@ class Trainer:
         tracks = catalogue.splits["train"]
         features = load_features(catalogue, settings.features, tracks)
         self.lengths = [feature.shape[1] for feature in features]
-        self.songs = torch.zeros(len(tracks), max(settings.window, *self.lengths), len(features[0]), dtype=torch.float16)
+        self.songs = torch.zeros(
+            len(tracks), max(settings.window, *self.lengths), len(features[0]), dtype=torch.float16
+        )
         for index, feature in enumerate(features):
             self.songs[index, : feature.shape[1]] = torch.from_numpy(feature.T)
         self.songs = self.songs.to(self.device)
@@ -521,19 +488,16 @@ def training_command(
     """``main`` of a training script: options from the settings, one run, a short table."""
     parser = argument_parser(doc, "--data", "--models", "--seed", "--device", "--threads")
     parser.add_argument("--resume", action="store_true", help="go on after the last finished epoch of this run")
-    for option in dataclasses.fields(settings):
-        if "help" in option.metadata:
-            default = getattr(settings, option.name)
-            parser.add_argument(
-                f"--{option.name.replace('_', '-')}",
-                type=type(default),
-                default=default,
-                metavar="N",
-                help=option.metadata["help"],
-            )
+    options = {option.name: option for option in dataclasses.fields(settings) if option.metadata}
+    for name, option in options.items():
+        default, text = getattr(settings, name), option.metadata["help"]
+        parser.add_argument(_flag(name), type=type(default), default=default, metavar="N", help=text)
     args = parser.parse_args(argv)
-    chosen = {f.name: getattr(args, f.name) for f in dataclasses.fields(settings) if "help" in f.metadata}
-    settings = check_settings(dataclasses.replace(settings, **chosen), parser.error)
+    for name, option in options.items():
+        low, high = option.metadata["low"], option.metadata["high"]
+        if not low <= getattr(args, name) <= high:  # NaN is in no range
+            parser.error(f"{_flag(name)} must be at least {low}" + ("" if high == math.inf else f" and at most {high}"))
+    settings = dataclasses.replace(settings, **{name: getattr(args, name) for name in options})
 
     import torch
 
@@ -553,22 +517,5 @@ def training_command(
     return 0
 
 
-def check_settings(settings: Settings, refuse: Callable[[str], Any]) -> Settings:
-    """Call ``refuse`` with one line if a setting is out of its range."""
-    whole = ("epochs", "batch_size", "window", "check_every")
-    parts = ("share", "rehearsal_rate", "graduate_at", "demote_margin", "smoothing", "struggle_below")
-    parts += ("struggle_after", "consolidation", "label_smoothing")
-    overlaps = ("overlap", "struggling_overlap")
-    for name in whole:
-        if getattr(settings, name) < 1:
-            refuse(f"--{name.replace('_', '-')} must be at least 1")
-    for name in parts:
-        if not 0 <= getattr(settings, name) <= 1:
-            refuse(f"--{name.replace('_', '-')} must be between 0 and 1")
-    for name in overlaps:
-        if not 0 <= getattr(settings, name) < 1:
-            refuse(f"--{name.replace('_', '-')} must be at least 0 and less than 1")
-    for name in ("learning_rate", "width"):
-        if getattr(settings, name) <= 0:
-            refuse(f"--{name.replace('_', '-')} must be more than 0")
-    return settings
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -65,7 +65,8 @@ def network_outputs(
             log_probabilities.append(logits.log_softmax(1).cpu().numpy())
             features.append(feature.cpu().numpy())
     ends = np.cumsum(counts)[:-1]
-    return list(zip(np.split(np.concatenate(log_probabilities), ends), np.split(np.concatenate(features), ends)))
+    both = (np.split(np.concatenate(arrays), ends) for arrays in (log_probabilities, features))
+    return list(zip(*both, strict=True))
 
 
 def calibrated(scores: np.ndarray, temperature: float = 1.0) -> np.ndarray:

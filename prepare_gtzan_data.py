@@ -158,14 +158,14 @@ def check_song(path: Path, file: str, min_seconds: float) -> Check:
         return Check(_reason(error, path))
     try:
         sound = decode(path)
-        known = {"sha256": digest, "seconds": round(sound.seconds, 3), "rate": sound.rate}
+        check = Check("ok", digest, round(sound.seconds, 3), sound.rate)
         if sound.notes:
-            return Check("; ".join(sound.notes), **known)
+            return replace(check, verdict="; ".join(sound.notes))
         if sound.seconds < min_seconds:
-            return Check(f"only {sound.seconds:.2f} s of sound", **known)
+            return replace(check, verdict=f"only {sound.seconds:.2f} s of sound")
         if sound.samples.std(dtype=np.float64) < SILENCE:
-            return Check("silent", **known)
-        return Check("ok", **known, sound=sound_digest(sound.samples), print=fingerprint(sound.samples))
+            return replace(check, verdict="silent")
+        return replace(check, sound=sound_digest(sound.samples), print=fingerprint(sound.samples))
     except Exception as error:
         return Check(_reason(error, path), digest)
 
@@ -430,7 +430,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 {
                     "tracks": [usable[pair.first].track, usable[pair.second].track],
                     "kind": "exact" if pair.exact else "near",
-                    "correlation": pair.score,
+                    "score": pair.score,
                 }
                 for pair in repeats
             ],

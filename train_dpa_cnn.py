@@ -77,9 +77,7 @@ class DPACNN(nn.Module):
             if index > 0:
                 blocks.append(DualParallelAttention(outputs))
         self.blocks = nn.Sequential(*blocks)
-        self.feature = nn.Sequential(
-            nn.Linear(2 * channels[-1], FEATURE_SIZE), nn.BatchNorm1d(FEATURE_SIZE), nn.SiLU()
-        )
+        self.feature = nn.Sequential(nn.Linear(2 * channels[-1], FEATURE_SIZE), nn.BatchNorm1d(FEATURE_SIZE), nn.SiLU())
         self.classify = nn.Sequential(nn.Dropout(0.3), nn.Linear(FEATURE_SIZE, classes))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from checkpoints import load_checkpoint, save_checkpoint
 from common import (
     Catalogue,
     UserError,
@@ -39,7 +40,6 @@ from common import (
     read_catalogue,
     read_json,
 )
-from hyper_dynamic import load_checkpoint, save_checkpoint
 from predict import calibrated, fit_temperature
 
 MADE_BY = "train_fusion.py"
@@ -149,7 +149,7 @@ def _fit_linear(kind: str, inputs: np.ndarray, labels: np.ndarray, classes: int,
 
 
 def fit_stacked(rows: Rows, kept: np.ndarray) -> Fusion:
-    members, classes = rows.log_probabilities.shape[1:]
+    classes = rows.log_probabilities.shape[2]
     inputs = rows.log_probabilities.reshape(len(rows.labels), -1)
     return _fit_linear("stacked", inputs, rows.labels, classes, np.zeros(0, dtype=np.int64), c=0.03)
 
@@ -211,7 +211,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if provenance["split"] != catalogue.split:
         raise UserError(f"the features are of another split than the one in {args.data}: run {maker} again")
     tracks = read_array(folder / "val_tracks.npy", maker).tolist()
-    rows = Rows(*(read_array(folder / f"val_{name}.npy", maker) for name in ("log_probabilities", "features", "labels")))
+    rows = Rows(
+        *(read_array(folder / f"val_{name}.npy", maker) for name in ("log_probabilities", "features", "labels"))
+    )
     kept = np.flatnonzero(read_array(folder / "selector.npy", "create_cleaned_features.py"))
 
     folds = artist_folds(catalogue, tracks, args.seed)
@@ -225,7 +227,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     arrays = {"coefficients": fusion.coefficients, "intercept": fusion.intercept, "kept": fusion.kept}
     figures = {
-        name: {"validation_accuracy": float((v.argmax(1) == rows.labels).mean()), "log_loss": float(losses[name].mean())}
+        name: {
+            "validation_accuracy": float((v.argmax(1) == rows.labels).mean()),
+            "log_loss": float(losses[name].mean()),
+        }
         for name, v in outputs.items()
     }
     save_checkpoint(
@@ -244,9 +249,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         },
     )
     best = rows.log_probabilities.argmax(2) == rows.labels[:, None]
-    table = [[name, f"{100 * part:.1f}", ""] for name, part in zip(provenance["members"], best.mean(axis=0), strict=True)]
+    table = [
+        [name, f"{100 * part:.1f}", ""] for name, part in zip(provenance["members"], best.mean(axis=0), strict=True)
+    ]
     table += [
-        [f"fusion: {name}" + (" (chosen)" if name == chosen else ""), f"{100 * f['validation_accuracy']:.1f}", f"{f['log_loss']:.3f}"]
+        [
+            f"fusion: {name}" + (" (chosen)" if name == chosen else ""),
+            f"{100 * f['validation_accuracy']:.1f}",
+            f"{f['log_loss']:.3f}",
+        ]
         for name, f in figures.items()
     ]
     table.append(["any member right", f"{100 * best.any(axis=1).mean():.1f}", ""])

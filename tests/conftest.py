@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,19 @@ from mini_songs import write_source
 
 ROOT = Path(__file__).resolve().parents[1]
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
+# A real training, made small: half of all windows, networks of a tenth of their width
+QUICK = ("--epochs", 6, "--check-every", 3, "--width", 0.1, "--window", 64, "--share", 0.5, "--threads", 2)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What the scripts made of ``mini_source``, each run once in the order of the README."""
+
+    source: Path
+    data: Path
+    models: Path
+    results: Path
+    runs: dict[str, subprocess.CompletedProcess[str]]  # by script name
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +72,27 @@ def run_script(repo: Path) -> RunScript:
 def mini_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten genre folders of seven made-up songs (wav, 5 to 6 s) and ``artists.txt``; treat it as read-only."""
     return write_source(tmp_path_factory.mktemp("mini") / "genres")
+
+
+@pytest.fixture(scope="session")
+def pipeline(mini_source: Path, run_script: RunScript, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """Every script of the project, once, on the made-up songs; treat it as read-only."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    data, models, results = folder / "data", folder / "models", folder / "results"
+    prepare = ("--source", mini_source, "--split", "artist", "--artist-index", mini_source / "artists.txt")
+    commands: dict[str, tuple[object, ...]] = {
+        "prepare_gtzan_data.py": ("--data", data, *prepare, "--workers", 2),
+        "extract_features.py": ("--data", data, "--workers", 2),
+        **{f"train_{name}.py": ("--data", data, "--models", models, *QUICK) for name in ("dpa_cnn", "ecas_cnn")},
+        "train_bigru_cnn.py": ("--data", data, "--models", models, *QUICK),
+        "extract_model_features.py": ("--data", data, "--models", models),
+        "create_cleaned_features.py": ("--data", data),
+        "verify_model_features.py": ("--data", data),
+        "train_fusion.py": ("--data", data, "--models", models),
+        "evaluate.py": ("--data", data, "--models", models, "--results", results),
+    }
+    runs = {name: run_script(name, *args, cwd=folder) for name, args in commands.items()}
+    return Pipeline(mini_source, data, models, results, runs)
 
 
 @pytest.fixture(scope="session")

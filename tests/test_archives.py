@@ -1,0 +1,183 @@
+"""Archives that nobody vouches for: the songs come out, and nothing else happens."""
+
+from __future__ import annotations
+
+import io
+import struct
+import tarfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from archives import Limits, extract_songs, place_of
+from common import UserError
+
+GENEROUS = Limits()
+
+
+def make_zip(path: Path, members: Mapping[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bundle:
+        for name, content in members.items():
+            bundle.writestr(name, content)
+    return path
+
+
+def make_tar(path: Path, members: Mapping[str, bytes], *odd: tarfile.TarInfo) -> Path:
+    with tarfile.open(path, "w:gz") as bundle:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            bundle.addfile(info, io.BytesIO(content))
+        for info in odd:
+            bundle.addfile(info)
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith(".")
+    }
+
+
+def test_zip_songs_only(tmp_path: Path) -> None:
+    archive = make_zip(
+        tmp_path / "a.zip",
+        {
+            "Data/features_30_sec.csv": b"x",
+            "Data/images_original/blues/blues00000.png": b"x",
+            "Data/genres_original/blues/blues.00000.wav": b"one",
+            "__MACOSX/Data/genres_original/blues/._blues.00000.wav": b"x",
+            "Data\\genres_original\\rock\\rock.00001.wav": b"two",
+        },
+    )
+    extract_songs(archive, tmp_path / "genres", GENEROUS)
+    assert contents(tmp_path / "genres") == {"blues/blues.00000.wav": b"one", "rock/rock.00001.wav": b"two"}
+
+
+@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz", ""])
+def test_tar_of_any_compression(tmp_path: Path, suffix: str) -> None:
+    archive = tmp_path / f"genres.tar.{suffix}".rstrip(".")
+    with tarfile.open(archive, f"w:{suffix}") as bundle:
+        info = tarfile.TarInfo("genres/blues/blues.00000.au")
+        info.size = 3
+        bundle.addfile(info, io.BytesIO(b"one"))
+    extract_songs(archive, tmp_path / "genres", GENEROUS)
+    assert contents(tmp_path / "genres") == {"blues/blues.00000.au": b"one"}
+
+
+def test_second_run_changes_nothing_and_other_archive_is_refused(tmp_path: Path) -> None:
+    target = tmp_path / "genres"
+    archive = make_zip(tmp_path / "a.zip", {"blues/a.wav": b"one"})
+    extract_songs(archive, target, GENEROUS)
+    (target / "blues" / "mine.wav").write_bytes(b"added by the user")
+    extract_songs(archive, target, GENEROUS)
+    assert set(contents(target)) == {"blues/a.wav", "blues/mine.wav"}
+    with pytest.raises(UserError, match="another archive"):
+        extract_songs(make_zip(tmp_path / "b.zip", {"blues/a.wav": b"two"}), target, GENEROUS)
+
+
+def test_folder_of_the_user_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "genres").mkdir()
+    with pytest.raises(UserError, match="there already"):
+        extract_songs(make_zip(tmp_path / "a.zip", {"blues/a.wav": b"one"}), tmp_path / "genres", GENEROUS)
+    assert contents(tmp_path / "genres") == {}
+
+
+def test_names_that_collide_without_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    members = {"blues/a.wav": b"first", "x/Blues/A.WAV": b"second", "Blues/b.wav": b"third", "jazz/a.wav": b"fourth"}
+    extract_songs(make_zip(tmp_path / "a.zip", members), tmp_path / "genres", GENEROUS)
+    assert contents(tmp_path / "genres") == {"blues/a.wav": b"first", "blues/b.wav": b"third", "jazz/a.wav": b"fourth"}
+    assert "'x/Blues/A.WAV'" in capsys.readouterr().err
+
+
+def assert_refused(archive: Path, match: str, limits: Limits = GENEROUS) -> None:
+    folder = archive.parent
+    before = set(folder.parent.rglob("*"))
+    with pytest.raises(UserError, match=match):
+        extract_songs(archive, folder / "genres", limits)
+    assert set(folder.parent.rglob("*")) == before, "a refused archive leaves nothing behind"
+
+
+@pytest.mark.parametrize("name", ["../../blues/evil.wav", "/blues/evil.wav", "C:\\blues\\evil.wav", "a/../b/evil.wav"])
+@pytest.mark.parametrize("make", [make_zip, make_tar])
+def test_outside_names_are_refused(tmp_path: Path, name: str, make: type) -> None:
+    suffix = ".zip" if make is make_zip else ".tar.gz"
+    assert_refused(make(tmp_path / f"a{suffix}", {"blues/good.wav": b"1", name: b"2"}), "points outside")
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_tar_links_and_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
+    odd = tarfile.TarInfo("blues/evil.wav")
+    odd.type, odd.linkname = kind, "/etc/passwd"
+    assert_refused(make_tar(tmp_path / "a.tar.gz", {"blues/good.wav": b"1"}, odd), "a link|not an ordinary file")
+
+
+def test_zip_link_is_refused(tmp_path: Path) -> None:
+    link = zipfile.ZipInfo("blues/evil.wav")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as bundle:
+        bundle.writestr(link, "/etc/passwd")
+    assert_refused(tmp_path / "a.zip", "a link")
+
+
+def test_encrypted_zip_is_refused(tmp_path: Path) -> None:
+    archive = make_zip(tmp_path / "a.zip", {"blues/a.wav": b"1"})
+    content = bytearray(archive.read_bytes())
+    for header, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(header) + offset] |= 1
+    archive.write_bytes(content)
+    assert_refused(archive, "encrypted")
+
+
+@pytest.mark.parametrize(
+    ("limits", "match"),
+    [
+        (Limits(members=2), "more than 2 members"),
+        (Limits(member_bytes=999), "with 0.0 GB"),
+        (Limits(total_bytes=2500), "more than 0.0 GB"),
+    ],
+)
+@pytest.mark.parametrize("make", [make_zip, make_tar])
+def test_bombs_are_refused(tmp_path: Path, limits: Limits, match: str, make: type) -> None:
+    suffix = ".zip" if make is make_zip else ".tar.gz"
+    archive = make(tmp_path / f"a{suffix}", {f"blues/{number}.wav": bytes(1000) for number in range(3)})
+    assert_refused(archive, match, limits)
+    extract_songs(archive, tmp_path / "genres", None)
+    assert len(contents(tmp_path / "genres")) == 3
+
+
+def test_zip_that_lies_about_a_size_is_refused(tmp_path: Path) -> None:
+    """The limits go by announced sizes, so no more than that may be written."""
+    archive = make_zip(tmp_path / "a.zip", {"blues/a.wav": bytes(100_000)})
+    content = bytearray(archive.read_bytes())
+    for header, offset in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
+        struct.pack_into("<I", content, content.index(header) + offset, 10)
+    archive.write_bytes(content)
+    assert_refused(archive, "damaged")
+
+
+def test_damage_is_told(tmp_path: Path) -> None:
+    whole = make_tar(tmp_path / "a.tar.gz", {f"blues/{n}.wav": bytes(range(256)) * 50 for n in range(9)}).read_bytes()
+    (tmp_path / "a.tar.gz").write_bytes(whole[: len(whole) // 2])
+    assert_refused(tmp_path / "a.tar.gz", "damaged")
+    (tmp_path / "b.zip").write_bytes(b"<html>404</html>")
+    assert_refused(tmp_path / "b.zip", "damaged")
+    assert_refused(make_zip(tmp_path / "c.zip", {"readme.txt": b"x", "song.wav": b"x"}), "no songs")
+
+
+@given(st.text(alphabet="ab./\\:~ \0", max_size=20))
+def test_no_name_leads_out_of_the_folder(prefix: str) -> None:
+    try:
+        place = place_of(prefix + "/song.wav")
+    except UserError:
+        return
+    if place is not None:
+        genre, name = place
+        assert genre not in ("", ".", "..")
+        assert not {"/", "\\"} & {*genre, *name}
