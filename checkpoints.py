@@ -53,4 +53,5 @@ def fill_network(network: nn.Module, tensors: dict[str, torch.Tensor], where: Pa
     try:
         network.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
     except RuntimeError as error:
-        raise UserError(f"{where} doesn't fit the network ({error}): train it again") from None
+        first = str(error).splitlines()[:2][-1].strip()  # of a line for each tensor
+        raise UserError(f"{where} doesn't fit the network ({first}): train it again") from None

@@ -139,9 +139,10 @@ def evaluate(detector: GenreDetector, catalogue: Catalogue, models: Path) -> tup
         checkpoints[name] = {"sha256": file_sha256(path), "seed": meta["seed"], "windows": meta["progress"]["windows"]}
     songs = [song for song in catalogue.songs.values() if song.verdict == "ok"]
     count = {genre: sum(song.genre == genre for song in songs) for genre in catalogue.genres}
+    rare = [genre for genre in catalogue.genres if count[genre] < RARE]
     return {
         "genres": catalogue.genres,
-        "rare_genres": [genre for genre in catalogue.genres if count[genre] < RARE],
+        "rare_genres": rare if len(rare) < len(catalogue.genres) else [],
         "split": catalogue.split,
         "songs": {split: len(tracks) for split, tracks in catalogue.splits.items()},
         "models": scores,
@@ -208,13 +209,19 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def update_document(path: Path, text: str) -> None:
-    """Put text between the marks ``<!-- evaluate.py -->`` and ``<!-- end -->`` of a document."""
-    document = path.read_text(encoding="utf-8")
+def with_tables(path: Path, text: str) -> str:
+    """A document with text between its marks ``<!-- evaluate.py -->`` and ``<!-- end -->``.
+
+    Raises UserError if it is absent or has no marks.
+    """
     pattern = re.compile(r"(<!-- evaluate\.py -->\n).*?(<!-- end -->)", re.DOTALL)
+    try:
+        document = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read ({error}): name a document with --update") from None
     if not pattern.search(document):
         raise UserError(f"{path} has no '<!-- evaluate.py -->' and '<!-- end -->' lines to put the table between")
-    write_text(path, pattern.sub(lambda match: f"{match[1]}{text}\n{match[2]}", document))
+    return pattern.sub(lambda match: f"{match[1]}{text}\n{match[2]}", document)
 
 
 def draw_confusion(matrix: np.ndarray, genres: list[str], title: str, path: Path) -> None:
@@ -250,6 +257,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--update", type=Path, nargs="*", default=[], metavar="FILE", help="documents to put the table in"
     )
     args = parser.parse_args(argv)
+    for document in args.update:
+        with_tables(document, "")  # a mistake here is told before minutes of work
 
     import torch
 
@@ -270,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         title = f"{name}: {percent(test['song_accuracy'])} % of {test['songs']} test songs"
         draw_confusion(np.array(test["confusion"]), catalogue.genres, title, args.results / f"confusion_{name}.png")
     for document in args.update:
-        update_document(document, markdown(result))
+        write_text(document, with_tables(document, markdown(result)))
     if args.json:
         print(json.dumps(result, indent=1))
     else:

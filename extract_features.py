@@ -16,12 +16,14 @@ Example
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -41,6 +43,9 @@ from common import (
     write_json,
 )
 
+if TYPE_CHECKING:
+    import soundfile
+
 SAMPLE_RATE = 22_050  # Hz
 N_FFT = 2048  # samples
 HOP_LENGTH = 512  # samples between frames: 43.07 frames a second
@@ -50,7 +55,6 @@ TOP_DB = 80.0  # dB below the song's loudest mel cell where the log-mel is cut o
 FRAMES_PER_SECOND = SAMPLE_RATE / HOP_LENGTH
 MIN_SECONDS = 0.1  # less sound than this is refused
 BLOCK_FRAMES = 1 << 16  # samples a channel that are decoded at a time
-STFT_BLOCK = 2048  # frames that are transformed at a time: bounds the memory of a long song
 
 # Saved with the features and in every checkpoint; a difference is refused.
 FEATURE_SETTINGS = {
@@ -69,13 +73,86 @@ FOLDERS = {"melspectrogram": "melspectrogram_normalized", "mfcc": "mfcc"}
 # ---------------------------------------------------------------- decoding
 
 
-@dataclass
+class SoundReader:
+    """Iterate over a sound file as float32 blocks, mono (mean of the channels) at 22,050 Hz, in bounded memory.
+
+    Parameters
+    ----------
+    path : file that libsndfile reads: wav, flac, ogg, opus, mp3, au, aiff
+    start, duration : seconds; the part of the file to read (None: to its end)
+
+    After iteration ``rate`` is the file's own rate in Hz, ``seconds`` the length read and ``notes`` what had to be
+    mended: samples that are not finite become 0, a file that breaks off is used as far as it goes.
+
+    Raises
+    ------
+    UserError, in one line, where nothing can be decoded or less than 0.1 s was there.
+    """
+
+    def __init__(self, path: Path, start: float = 0.0, duration: float | None = None):
+        self.path, self.start, self.duration = path, start, duration
+        self.rate, self.seconds, self.notes = 0, 0.0, list[str]()
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        import soundfile
+
+        if not self.path.is_file():
+            raise UserError(f"{self.path}: not a file" if self.path.exists() else f"{self.path}: no such file")
+        try:
+            with soundfile.SoundFile(self.path) as stream:
+                yield from self._resampled(stream)
+        except (soundfile.LibsndfileError, OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"{self.path}: can't be decoded ({_reason(error)})") from None
+        if self.seconds < MIN_SECONDS:
+            raise UserError(f"{self.path}: {self.seconds:.3f} s of sound, at least {MIN_SECONDS} s needed")
+
+    def _resampled(self, stream: soundfile.SoundFile) -> Iterator[np.ndarray]:
+        import soxr
+
+        self.rate = stream.samplerate
+        resample = soxr.ResampleStream(self.rate, SAMPLE_RATE, 1, dtype="float32").resample_chunk
+        not_numbers = read = 0
+        for mono in self._mono(stream):
+            finite = np.isfinite(mono)
+            not_numbers += int((~finite).sum())
+            read += len(mono)
+            yield resample(np.where(finite, mono, np.float32(0)))
+        yield resample(np.zeros(0, dtype=np.float32), last=True)
+        if read and not_numbers == read:
+            raise UserError(f"{self.path}: holds no numbers, only NaN or infinity")
+        if not_numbers:
+            self.notes.append(f"{not_numbers} samples were NaN or infinite and became silence")
+        self.seconds = read / self.rate
+
+    def _mono(self, stream: soundfile.SoundFile) -> Iterator[np.ndarray]:
+        """The wanted part of the file at its own rate, as far as it can be read."""
+        import soundfile
+
+        if self.start:
+            stream.seek(min(round(self.start * self.rate), stream.frames))
+        first = stream.tell()
+        wanted = stream.frames - first
+        if self.duration is not None:
+            wanted = min(wanted, round(self.duration * self.rate))
+        while wanted > 0:
+            try:
+                block = stream.read(min(BLOCK_FRAMES, wanted), dtype="float32", always_2d=True)
+            except soundfile.LibsndfileError as error:
+                self.notes.append(f"breaks off after {(stream.tell() - first) / self.rate:.1f} s ({_reason(error)})")
+                return
+            if not len(block):
+                return
+            wanted -= len(block)
+            yield block.mean(axis=1)
+
+
+@dataclass(frozen=True)
 class Sound:
-    """Decoded audio: ``samples`` float32 mono at 22,050 Hz, and what had to be mended to get it."""
+    """A whole decoded file: ``samples`` float32 mono at 22,050 Hz, its own rate in Hz, what had to be mended."""
 
     samples: np.ndarray
-    rate: int  # Hz, of the file as found
-    notes: list[str] = field(default_factory=list)
+    rate: int
+    notes: list[str]
 
     @property
     def seconds(self) -> float:
@@ -83,62 +160,10 @@ class Sound:
 
 
 def decode(path: Path, start: float = 0.0, duration: float | None = None) -> Sound:
-    """Decode a sound file to mono (mean of the channels) at 22,050 Hz.
-
-    Parameters
-    ----------
-    path : file that libsndfile reads: wav, flac, ogg, opus, mp3, au, aiff
-    start, duration : seconds; the part of the file to decode (None: to its end)
-
-    Returns
-    -------
-    Sound. Samples that are not finite become 0 and a file that breaks off is used as far as it goes; both are
-    said in ``notes``.
-
-    Raises
-    ------
-    UserError, in one line, where nothing can be decoded or less than 0.1 s is left.
-    """
-    import soundfile
-    import soxr
-
-    if not path.is_file():
-        raise UserError(f"{path}: not a file" if path.exists() else f"{path}: no such file")
-    blocks: list[np.ndarray] = []
-    notes: list[str] = []
-    try:
-        with soundfile.SoundFile(path) as stream:
-            rate = stream.samplerate
-            if start:
-                stream.seek(min(round(start * rate), stream.frames))
-            wanted = stream.frames - stream.tell()
-            if duration is not None:
-                wanted = min(wanted, round(duration * rate))
-            resample = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32").resample_chunk
-            not_numbers = read = 0
-            try:
-                while read < wanted:
-                    block = stream.read(min(BLOCK_FRAMES, wanted - read), dtype="float32", always_2d=True)
-                    if not len(block):
-                        break
-                    read += len(block)
-                    mono = block.mean(axis=1)
-                    finite = np.isfinite(mono)
-                    not_numbers += int((~finite).sum())
-                    blocks.append(resample(np.where(finite, mono, np.float32(0))))
-            except soundfile.LibsndfileError as error:
-                notes.append(f"breaks off after {read / rate:.1f} s ({_reason(error)})")
-            blocks.append(resample(np.zeros(0, dtype=np.float32), last=True))
-    except (soundfile.LibsndfileError, OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path}: can't be decoded ({_reason(error)})") from None
-    if read and not_numbers == read:
-        raise UserError(f"{path}: holds no numbers, only NaN or infinity")
-    if not_numbers:
-        notes.append(f"{not_numbers} samples were NaN or infinite and became silence")
-    samples = np.concatenate(blocks)
-    if len(samples) < MIN_SECONDS * SAMPLE_RATE:
-        raise UserError(f"{path}: {len(samples) / SAMPLE_RATE:.3f} s of sound, at least {MIN_SECONDS} s needed")
-    return Sound(samples, rate, notes)
+    """Read a sound file, or a part of it, into memory; parameters and errors are those of ``SoundReader``."""
+    reader = SoundReader(path, start, duration)
+    samples = np.concatenate(list(reader))
+    return Sound(samples, reader.rate, reader.notes)
 
 
 def _reason(error: Exception) -> str:
@@ -150,59 +175,76 @@ def _reason(error: Exception) -> str:
 
 
 @functools.cache
-def _mel_filters() -> np.ndarray:
-    import librosa
+def mel_filters() -> np.ndarray:
+    """Triangular filters, float32 (128, 1025), equal to ``librosa.filters.mel``; importing that takes seconds.
 
-    return librosa.filters.mel(sr=SAMPLE_RATE, n_fft=N_FFT, n_mels=N_MELS)
-
-
-def mel_power(samples: np.ndarray) -> np.ndarray:
-    """Mel power spectrogram, float32 (128, frames); frames are centred and one is cut every 512 samples.
-
-    Equal to ``librosa.feature.melspectrogram`` with zero padding, but made block by block.
+    Slaney's mel scale (Auditory Toolbox, 1998): linear to 1 kHz, then 27 steps for each factor of 6.4; each filter
+    has unit area.
     """
-    import librosa
+    linear, step = 200 / 3, np.log(6.4) / 27  # Hz a mel below 1 kHz; logarithm of Hz a mel above
+    top = 15 + np.log(SAMPLE_RATE / 2 / 1000) / step
+    mels = np.linspace(0, top, N_MELS + 2)
+    edges = np.where(mels < 15, linear * mels, 1000 * np.exp(step * (mels - 15)))
+    bins = np.fft.rfftfreq(N_FFT, 1 / SAMPLE_RATE)
+    rise = (bins - edges[:-2, None]) / np.diff(edges)[:-1, None]
+    fall = (edges[2:, None] - bins) / np.diff(edges)[1:, None]
+    return (np.maximum(0, np.minimum(rise, fall)) * 2 / (edges[2:] - edges[:-2])[:, None]).astype(np.float32)
 
-    padded = np.pad(samples.astype(np.float32, copy=False), N_FFT // 2)
-    frames = 1 + len(samples) // HOP_LENGTH
-    mel = np.empty((N_MELS, frames), dtype=np.float32)
-    for first in range(0, frames, STFT_BLOCK):
-        last = min(first + STFT_BLOCK, frames)
-        part = padded[first * HOP_LENGTH : (last - 1) * HOP_LENGTH + N_FFT]
-        spectrum = librosa.stft(part, n_fft=N_FFT, hop_length=HOP_LENGTH, center=False)
-        mel[:, first:last] = _mel_filters() @ (spectrum.real**2 + spectrum.imag**2)
-    return mel
+
+def mel_power(blocks: Iterable[np.ndarray]) -> np.ndarray:
+    """Mel power spectrogram, float32 (128, frames), of a sound given in float32 blocks of any size.
+
+    Equal to ``librosa.feature.melspectrogram`` with zero padding, but in bounded memory and without its imports:
+    frames are centred, one is cut every 512 samples, there are 1 + samples // 512.
+    """
+    from scipy.fft import rfft
+
+    hann = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT)).astype(np.float32)
+    margin = np.zeros(N_FFT // 2, dtype=np.float32)
+    pending, mels = margin, []
+    for block in itertools.chain(blocks, [margin]):
+        pending = np.concatenate([pending, block])
+        if len(pending) >= N_FFT:
+            cuts = np.lib.stride_tricks.sliding_window_view(pending, N_FFT)[::HOP_LENGTH]
+            spectrum = rfft(cuts * hann, axis=1)
+            mels.append(mel_filters() @ (spectrum.real**2 + spectrum.imag**2).T)
+            pending = pending[len(cuts) * HOP_LENGTH :]
+    return np.concatenate(mels, axis=1)
 
 
 def normalised_log_mel(mel: np.ndarray) -> np.ndarray:
-    """Log-mel in which level and mastering of the song are gone, float32 (128, frames).
+    """Log-mel in which level and mastering of the song are gone, float32 (128, frames); works in place.
 
     Decibels down to 80 below the loudest cell; each band less its own mean over the song (cepstral mean
     normalisation: Furui 1981); one scale, the standard deviation over all that remains. Silence gives zeros.
     """
-    decibels = 10 * np.log10(np.maximum(mel, np.finfo(np.float32).tiny))
-    np.maximum(decibels, decibels.max() - TOP_DB, out=decibels)
-    decibels -= decibels.mean(axis=1, keepdims=True, dtype=np.float64)
-    return (decibels / max(decibels.std(dtype=np.float64), 1e-3)).astype(np.float32)
+    np.maximum(mel, np.finfo(np.float32).tiny, out=mel)
+    np.log10(mel, out=mel)
+    mel *= 10
+    np.maximum(mel, mel.max() - TOP_DB, out=mel)
+    mel -= mel.mean(axis=1, keepdims=True, dtype=np.float64)
+    spread = np.sqrt(np.mean([np.square(band, dtype=np.float64).mean() for band in mel]))
+    mel /= max(spread, 1e-3)
+    return mel
 
 
-def song_features(samples: np.ndarray) -> dict[str, np.ndarray]:
+def song_features(blocks: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
     """The features of one song, as stored, trained on and detected with.
 
     Parameters
     ----------
-    samples : float32 (n,), mono at 22,050 Hz
+    blocks : float32 (n,) each, mono at 22,050 Hz: a ``SoundReader``, or ``[samples]``
 
     Returns
     -------
-    ``melspectrogram`` float16 (128, frames) and ``mfcc`` float16 (20, frames), frames = 1 + n // 512. The MFCCs
-    are the orthonormal DCT-II of the normalised log-mel, so they carry the same normalisation.
+    ``melspectrogram`` float16 (128, frames) and ``mfcc`` float16 (20, frames), frames = 1 + samples // 512. The
+    MFCCs are the orthonormal DCT-II of the normalised log-mel, so they carry the same normalisation.
     """
     from scipy.fft import dct
 
-    log_mel = normalised_log_mel(mel_power(samples))
-    mfcc = dct(log_mel, type=2, norm="ortho", axis=0)[:N_MFCC]
-    return {"melspectrogram": log_mel.astype(np.float16), "mfcc": mfcc.astype(np.float16)}
+    log_mel = normalised_log_mel(mel_power(blocks))
+    basis = dct(np.eye(N_MELS, dtype=np.float32), type=2, norm="ortho", axis=0)[:N_MFCC]
+    return {"melspectrogram": log_mel.astype(np.float16), "mfcc": (basis @ log_mel).astype(np.float16)}
 
 
 # ---------------------------------------------------------------- feature files
@@ -237,7 +279,7 @@ def load_features(catalogue: Catalogue, kind: str, tracks: Iterable[str]) -> lis
 def _extract(track: str, audio: Path, targets: dict[str, Path]) -> tuple[str, str | None]:
     """Write one song's feature files; the problem if that can't be done."""
     try:
-        features = song_features(decode(audio).samples)
+        features = song_features(SoundReader(audio))
     except UserError as error:
         return track, str(error)
     for kind, path in targets.items():

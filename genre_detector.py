@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from common import UserError, argument_parser, command, complain, file_sha256, positive_int
-from extract_features import decode, song_features
+from extract_features import SoundReader, song_features
 
 FUSION = "fusion"
 MODELS = (FUSION, "dpa_cnn", "ecas_cnn", "cnn_bigru")
@@ -104,11 +104,11 @@ class GenreDetector:
         self.device = str(next(self._members[0].network.parameters()).device)
 
     def analyse(self, path: str | Path, start: float = 0.0, duration: float | None = None) -> Analysis:
-        """What every loaded model says of a song, and of each of its windows. Raises UserError as ``decode``."""
+        """What every loaded model says of a song, and of each of its windows. Raises UserError as ``SoundReader``."""
         from extract_model_features import fusion_inputs
 
-        sound = decode(Path(path), start, duration)
-        features = song_features(sound.samples)
+        sound = SoundReader(Path(path), start, duration)
+        features = song_features(sound)
         outputs = [member.outputs([features])[0] for member in self._members]
         windows = {member.name: rows for member, (rows, _) in zip(self._members, outputs, strict=True)}
         song = {name: rows.mean(axis=0) for name, rows in windows.items()}
@@ -120,7 +120,7 @@ class GenreDetector:
         return Analysis(sound.seconds, sound.notes, song, windows)
 
     def predict(self, path: str | Path, start: float = 0.0, duration: float | None = None) -> Prediction:
-        """The genre of a song, or of a part of it (seconds). Raises UserError as ``decode``."""
+        """The genre of a song, or of a part of it (seconds). Raises UserError as ``SoundReader``."""
         analysis = self.analyse(path, start, duration)
         log_probabilities = analysis.song[self.model]
         probabilities = np.exp(log_probabilities)

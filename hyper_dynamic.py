@@ -67,7 +67,7 @@ class Settings:
     weight_decay: float = setting(0.02, "of AdamW, on weight matrices only")
     window: int = setting(260, "frames a window, 43 a second; the published method has 130", low=1)
     overlap: float = setting(0.5, "of neighbouring windows", high=0.95)
-    share: float = setting(0.12, "part of all windows that an epoch draws; 1 is the published method", high=1)
+    share: float = setting(0.12, "part of all windows an epoch draws; the published method has 1", low=0.001, high=1)
     label_smoothing: float = setting(0.1, "part of each target spread over all classes", high=1)
     mixup: float = setting(0.3, "alpha of mixup; 0 switches it off")
     width: float = setting(1.0, "factor on the channels of the network", low=0.01)
@@ -285,6 +285,8 @@ class Trainer:
     def run(self, resume: bool) -> dict[str, Any]:
         """Train to the end of the schedule, release the averaged weights, return the released checkpoint's meta."""
         log = self.folder / "log.jsonl"
+        for rest in self.folder.glob(".*.part"):  # of a run that was killed
+            rest.unlink()
         if resume:
             self._load_latest()
         records = [line for line in _lines(log) if json.loads(line)["epoch"] < self.state.epoch] if resume else []

@@ -298,7 +298,9 @@ def _report_splits(catalogue: Catalogue, left_out: int) -> None:
             print(f"{shared} of {len(tracks)} {split} songs have an artist who is in training too")
     for split in SPLITS:
         if missing := [genre for genre in catalogue.genres if not counts[split][genre]]:
-            complain(f"{split} has no song of {', '.join(missing)}: too few independent songs or artists")
+            listed = catalogue.split["method"] == "fault_filtered"
+            reason = "none of its list is here" if listed else "too few to share out"
+            complain(f"{split} has no song of {', '.join(missing)}: {reason}")
 
 
 # ---------------------------------------------------------------- command line

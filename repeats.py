@@ -59,7 +59,7 @@ def fingerprint(samples: np.ndarray) -> np.ndarray:
     surplus = len(samples) - int(MAX_SECONDS * SAMPLE_RATE)
     if surplus > 0:
         samples = samples[surplus // 2 : len(samples) - (surplus - surplus // 2)]
-    mel = mel_power(samples)
+    mel = mel_power([samples])
     bands = mel.reshape(BANDS, -1, mel.shape[1]).sum(axis=1)
     decibels = 10 * np.log10(np.maximum(bands, np.finfo(np.float32).tiny))
     np.maximum(decibels, decibels.max() - RANGE_DB, out=decibels)

@@ -191,10 +191,12 @@ def choose(losses: dict[str, np.ndarray]) -> str:
 
 
 def artist_folds(catalogue: Catalogue, tracks: Sequence[str], seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Five folds of songs, stratified by genre, an artist's songs together."""
+    """Up to five folds of songs, an artist's songs together. Raises UserError with fewer than two artists."""
     from sklearn.model_selection import GroupKFold
 
     artists = [catalogue.songs[track].artist.casefold() or track for track in tracks]
+    if len(set(artists)) < 2:
+        raise UserError("the validation songs are of one artist: prepare_gtzan_data.py must split more songs")
     folds = GroupKFold(min(5, len(set(artists))), shuffle=True, random_state=seed)
     return list(folds.split(artists, groups=artists))
 

@@ -89,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if kind == "features_cleaned" and split == "train" and constant:
                 found.append(f"{constant} cleaned dimensions are constant over the training songs")
             problems += [f"{split}_{kind}.npy: {problem}" for problem in found]
-            table.append([f"{split}_{kind}", *features.shape, constant, "unusable" if found else "good"])
+            shape = features.shape if features.ndim == 2 else ("-", "-")
+            table.append([f"{split}_{kind}", *shape, constant, "unusable" if found else "good"])
             if kind == "features_cleaned" and split == "val" and not found:
                 figures = linear_separability(features, labels)
                 if figures is not None:

@@ -75,23 +75,33 @@ def mini_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pipeline(mini_source: Path, run_script: RunScript, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    """Every script of the project, once, on the made-up songs; treat it as read-only."""
-    folder = tmp_path_factory.mktemp("pipeline")
-    data, models, results = folder / "data", folder / "models", folder / "results"
+def mini_features(
+    mini_source: Path, run_script: RunScript, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, subprocess.CompletedProcess[str]]]:
+    """A data folder in which ``mini_source`` is prepared and its features are extracted, and how that went."""
+    data = tmp_path_factory.mktemp("pipeline") / "data"
     prepare = ("--source", mini_source, "--split", "artist", "--artist-index", mini_source / "artists.txt")
+    commands: dict[str, tuple[object, ...]] = {"prepare_gtzan_data.py": prepare, "extract_features.py": ()}
+    return data, {name: run_script(name, "--data", data, "--workers", 2, *args) for name, args in commands.items()}
+
+
+@pytest.fixture(scope="session")
+def pipeline(mini_source: Path, mini_features: tuple[Path, dict], run_script: RunScript) -> Pipeline:
+    """Every script of the project, once, on the made-up songs; treat it as read-only."""
+    data, runs = mini_features
+    models, results = data.parent / "models", data.parent / "results"
+    training = ("--models", models, *QUICK)
     commands: dict[str, tuple[object, ...]] = {
-        "prepare_gtzan_data.py": ("--data", data, *prepare, "--workers", 2),
-        "extract_features.py": ("--data", data, "--workers", 2),
-        **{f"train_{name}.py": ("--data", data, "--models", models, *QUICK) for name in ("dpa_cnn", "ecas_cnn")},
-        "train_bigru_cnn.py": ("--data", data, "--models", models, *QUICK),
-        "extract_model_features.py": ("--data", data, "--models", models),
-        "create_cleaned_features.py": ("--data", data),
-        "verify_model_features.py": ("--data", data),
-        "train_fusion.py": ("--data", data, "--models", models),
-        "evaluate.py": ("--data", data, "--models", models, "--results", results),
+        "train_dpa_cnn.py": training,
+        "train_ecas_cnn.py": training,
+        "train_bigru_cnn.py": training,
+        "extract_model_features.py": ("--models", models),
+        "create_cleaned_features.py": (),
+        "verify_model_features.py": (),
+        "train_fusion.py": ("--models", models),
+        "evaluate.py": ("--models", models, "--results", results),
     }
-    runs = {name: run_script(name, *args, cwd=folder) for name, args in commands.items()}
+    runs = runs | {name: run_script(name, "--data", data, *args, cwd=data.parent) for name, args in commands.items()}
     return Pipeline(mini_source, data, models, results, runs)
 
 

@@ -395,6 +395,7 @@ def test_published_lists_with_absent_songs(tmp_path: Path, songs: Path, capsys: 
     errors = capsys.readouterr().err
     assert "lists 4 songs: 1 are not here, 1 can't be used, 2 remain" in errors
     assert "waltz.00000 repeats a song of another list" in errors
+    assert "val has no song of samba, waltz: none of its list is here" in errors
     assert metadata(tmp_path / "data")["dropped_repeats"] == ["waltz.00000"]
 
 

@@ -1,0 +1,207 @@
+"""Checkpoints: what is saved comes back, and whatever is not a checkpoint is refused with what to do next."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+import checkpoints
+from checkpoints import fill_network, load_checkpoint, save_checkpoint
+from common import UserError
+from extract_features import FEATURE_SETTINGS
+
+MAKER = "train_dpa_cnn.py"
+
+
+def save(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
+    tensors = {
+        "weight": torch.arange(6.0).reshape(2, 3),
+        "half": torch.tensor([1.5]).half(),
+        "turned": torch.arange(6.0).reshape(2, 3).T,  # not contiguous
+        "count": torch.tensor(7),
+    }
+    meta = {"genres": ["blues", "jazz"], "temperature": 0.7, "nothing": None}
+    save_checkpoint(path, tensors, meta)
+    return tensors, meta
+
+
+def refused(path: Path) -> str:
+    """The refusal of a checkpoint, which must name the file and the script to run."""
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(path, MAKER)
+    message = str(caught.value)
+    assert str(path) in message
+    assert f"run {MAKER}" in message
+    return message
+
+
+def test_round_trip(tmp_path):
+    path = tmp_path / "new" / "model.safetensors"
+    tensors, meta = save(path)
+    loaded, found = load_checkpoint(path, MAKER)
+    assert loaded.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], tensor)
+    assert meta.items() <= found.items()
+    assert found["feature_settings"] == FEATURE_SETTINGS
+    assert [file.name for file in path.parent.iterdir()] == ["model.safetensors"]
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save(path)
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        save_checkpoint(path, {"weight": torch.zeros(1)}, {"not": object()})
+    assert path.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_absent_and_folder_are_refused(tmp_path):
+    assert "is not there" in refused(tmp_path / "model.safetensors")
+    refused(tmp_path)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(part=st.floats(0, 1, exclude_max=True))
+def test_truncated_is_refused(tmp_path, part):
+    path = tmp_path / "model.safetensors"
+    save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(part * len(content))])
+    refused(path)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=200))
+def test_other_bytes_are_refused(tmp_path, content):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    refused(path)
+
+
+class Innocent(dict):
+    """Would leave a file behind if unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return (Path.touch, (Path("ran"),))
+
+
+def test_a_pickle_is_refused_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for legacy in (False, True):
+        torch.save(Innocent(), "model.safetensors", _use_new_zipfile_serialization=not legacy)
+        refused(Path("model.safetensors"))
+        assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("metadata", [None, {"other": "x"}, {"music_genre_fusion": "no json"}])
+def test_safetensors_of_someone_else_are_refused(tmp_path, metadata):
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": torch.zeros(2)}, path, metadata=metadata)
+    refused(path)
+
+
+@pytest.mark.parametrize("record", ["[]", "3", "null", "{}"])
+def test_a_record_that_is_no_record_is_refused(tmp_path, record):
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": torch.zeros(2)}, path, metadata={"music_genre_fusion": record})
+    refused(path)
+
+
+def test_another_format_version_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_FORMAT", 2)
+    save(path)
+    monkeypatch.undo()
+    assert "format 2" in refused(path)
+
+
+@pytest.mark.parametrize("change", [{"n_mels": 96}, {"new": 1}, {"version": 0, "top_db": 60.0}])
+def test_other_feature_settings_are_refused(tmp_path, change):
+    path = tmp_path / "model.safetensors"
+    record = {"format": checkpoints.CHECKPOINT_FORMAT, "feature_settings": FEATURE_SETTINGS | change}
+    save_file({"weight": torch.zeros(2)}, path, metadata={"music_genre_fusion": json.dumps(record)})
+    message = refused(path)
+    assert all(name in message for name in change)
+
+
+def test_weights_of_any_precision_fill_a_network():
+    network = torch.nn.BatchNorm1d(3)
+    saved = {
+        name: value.half() if value.is_floating_point() else value + 5 for name, value in network.state_dict().items()
+    }
+    saved["weight"] += 0.5
+    fill_network(network, saved, Path("there"))
+    assert network.weight.tolist() == [1.5] * 3
+    assert network.weight.dtype == torch.float32
+    assert network.num_batches_tracked == 5
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"weight": torch.zeros(2, 9), "bias": torch.zeros(2)},
+        {"weight": torch.zeros(2, 3)},
+        {"weight": torch.zeros(2, 3), "bias": torch.zeros(2), "more": torch.zeros(1)},
+    ],
+    ids=["shape", "missing", "unknown"],
+)
+def test_wrong_shapes_and_names_are_refused(tensors):
+    with pytest.raises(UserError, match=r"models/dpa_cnn.* doesn't fit the network .*: train it again") as caught:
+        fill_network(torch.nn.Linear(3, 2), tensors, Path("models/dpa_cnn"))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+# ---------------------------------------------------------------- the released set of four
+
+
+def load_from(models: Path) -> None:
+    from genre_detector import GenreDetector
+
+    GenreDetector("fusion", models)
+
+
+def test_fusion_is_refused_when_a_member_has_changed(pipeline, tmp_path):
+    models = shutil.copytree(pipeline.models, tmp_path / "models")
+    load_from(models)
+    shutil.copy(models / "ecas_cnn" / "best.safetensors", models / "ecas_cnn" / "model.safetensors")
+    meta = load_checkpoint(models / "ecas_cnn" / "model.safetensors", MAKER)[1]
+    with pytest.raises(UserError, match=r"ecas_cnn.*train_ecas_cnn\.py" if "temperature" not in meta else "ecas_cnn"):
+        load_from(models)
+    path = models / "ecas_cnn" / "model.safetensors"
+    tensors, meta = load_checkpoint(pipeline.models / "ecas_cnn" / "model.safetensors", MAKER)
+    save_checkpoint(path, tensors, meta | {"seed": 1})
+    with pytest.raises(UserError, match=r"another ecas_cnn: run train_fusion\.py again"):
+        load_from(models)
+
+
+def test_members_of_different_training_are_refused(pipeline, tmp_path):
+    models = shutil.copytree(pipeline.models, tmp_path / "models")
+    path = models / "dpa_cnn" / "model.safetensors"
+    tensors, meta = load_checkpoint(path, MAKER)
+    save_checkpoint(path, tensors, meta | {"split": {"name": "another"}})
+    with pytest.raises(UserError, match="dpa_cnn"):
+        load_from(models)
+
+
+def test_each_absent_checkpoint_is_named_with_its_script(pipeline, tmp_path):
+    for folder, script in {
+        "cnn_bigru": "train_bigru_cnn.py",
+        "dpa_cnn": "train_dpa_cnn.py",
+        "ecas_cnn": "train_ecas_cnn.py",
+        "fusion_progressive": "train_fusion.py",
+    }.items():
+        models = shutil.copytree(pipeline.models, tmp_path / folder)
+        (models / folder / "model.safetensors").unlink()
+        with pytest.raises(UserError, match=f"{folder}.*run {script} first"):
+            load_from(models)

@@ -1,0 +1,93 @@
+"""Every script's command line: quick help, refused options, one line that says which script comes first."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py") if "\ndef main(" in path.read_text(encoding="utf-8"))
+# What the one line names when the script is run in an empty folder
+FIRST = {
+    "prepare_gtzan_data": "--source",
+    "create_cleaned_features": "extract_model_features.py",
+    "evaluate": "prepare_gtzan_data.py",
+    "extract_features": "prepare_gtzan_data.py",
+    "extract_model_features": "prepare_gtzan_data.py",
+    "genre_detector": "train_bigru_cnn.py",
+    "train_bigru_cnn": "prepare_gtzan_data.py",
+    "train_dpa_cnn": "prepare_gtzan_data.py",
+    "train_ecas_cnn": "prepare_gtzan_data.py",
+    "train_fusion": "extract_model_features.py",
+    "verify_model_features": "prepare_gtzan_data.py",
+}
+
+
+@pytest.fixture(scope="module")
+def helps(tmp_path_factory) -> dict[str, subprocess.CompletedProcess[str]]:
+    """``--help`` of every script, with Python's list of imports on stderr."""
+
+    def ask(name: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-X", "importtime", str(ROOT / f"{name}.py"), "--help"]
+        folder = tmp_path_factory.getbasetemp()
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, encoding="utf-8", timeout=60)
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(SCRIPTS, pool.map(ask, SCRIPTS), strict=True))
+
+
+@pytest.fixture(scope="module")
+def empty_runs(run_script, tmp_path_factory) -> dict[str, tuple[Path, subprocess.CompletedProcess[str]]]:
+    """Every script in an empty folder of its own."""
+
+    def run(name: str) -> tuple[Path, subprocess.CompletedProcess[str]]:
+        folder = tmp_path_factory.mktemp(name)
+        args = ["song.wav", "--models", "models"] if name == "genre_detector" else []
+        return folder, run_script(f"{name}.py", *args, cwd=folder, check=False)
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(SCRIPTS, pool.map(run, SCRIPTS), strict=True))
+
+
+def test_every_script_is_tested():
+    assert set(FIRST) == set(SCRIPTS)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_is_quick_and_shows_the_docstring(helps, name):
+    run = helps[name]
+    assert run.returncode == 0
+    doc = ast.get_docstring(ast.parse((ROOT / f"{name}.py").read_text(encoding="utf-8")))
+    assert doc.splitlines()[0] in run.stdout
+    assert "Example" in run.stdout
+    assert "(default: " in run.stdout
+    imported = {line.rsplit("|", 1)[-1].strip() for line in run.stderr.splitlines()}
+    assert "common" in imported
+    assert not imported & {"torch", "librosa", "sklearn", "soundfile", "matplotlib", "scipy"}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_unknown_option_is_bad_usage(name, capsys):
+    with pytest.raises(SystemExit) as caught:
+        importlib.import_module(name).main(["--no-such-option"])
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("usage: ")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_an_empty_folder_is_answered_in_one_line(empty_runs, name):
+    folder, run = empty_runs[name]
+    assert run.returncode in (1, 2)
+    lines = run.stderr.splitlines()
+    assert len(lines) == 1, run.stderr
+    assert lines[0].startswith(f"{name}.py: ")
+    assert FIRST[name] in lines[0]
+    assert not any(folder.rglob("*")), "it wrote something all the same"

@@ -1,0 +1,245 @@
+"""Fusion and its choice, temperatures, intervals: against known values and the libraries they restate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+
+from common import Catalogue, Song, UserError
+from evaluate import accuracy_without, calibration_error, percent, wilson_interval, with_tables
+from predict import calibrated, class_accuracies, fit_temperature
+from train_fusion import (
+    CANDIDATES,
+    Fusion,
+    Rows,
+    _fit_linear,
+    artist_folds,
+    choose,
+    cross_validated,
+    fit_average,
+    fit_weighted,
+    log_loss,
+)
+from verify_model_features import linear_separability
+
+NONE_KEPT = np.zeros(0, dtype=np.int64)
+
+
+def made_up_rows(songs: int, members: int = 3, classes: int = 4, seed: int = 0) -> Rows:
+    """Songs of which every member knows something, the first the most."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(classes, size=songs)
+    labels[:classes] = range(classes)
+    scores = rng.normal(size=(songs, members, classes))
+    scores[np.arange(songs), :, labels] += np.linspace(3, 0.5, members)
+    return Rows(calibrated(scores).astype(np.float32), rng.normal(size=(songs, 12)).astype(np.float32), labels)
+
+
+# ---------------------------------------------------------------- the map
+
+
+@settings(deadline=None)
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(2, 6), st.integers(0, 10**6))
+def test_average_is_the_mean_of_log_probabilities(songs, members, classes, seed):
+    scores = 5 * np.random.default_rng(seed).normal(size=(songs, members, classes))
+    rows = Rows(calibrated(scores).astype(np.float32), np.zeros((songs, 3)), np.zeros(songs, dtype=int))
+    outputs = fit_average(rows, NONE_KEPT)(rows.log_probabilities, rows.features)
+    np.testing.assert_allclose(outputs, calibrated(rows.log_probabilities.mean(axis=1)), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CANDIDATES)
+def test_every_candidate_gives_log_probabilities(name):
+    rows, kept = made_up_rows(60), np.array([0, 3, 5])
+    outputs = CANDIDATES[name](rows, kept)(rows.log_probabilities, rows.features)
+    assert outputs.shape == (60, 4)
+    assert np.isfinite(outputs).all()
+    np.testing.assert_allclose(np.exp(outputs).sum(axis=1), 1, atol=1e-9)
+    if name != "features":  # which hold nothing here
+        assert (outputs.argmax(axis=1) == rows.labels).mean() > 0.8
+
+
+def test_weights_follow_what_members_know():
+    rows = made_up_rows(400)
+    weights = fit_weighted(rows, NONE_KEPT).coefficients.reshape(3, 4, 4)[:, 0, 0]
+    assert weights.sum() == pytest.approx(1, abs=1e-5)
+    assert weights[0] > weights[1] > weights[2] > 0
+    same = Rows(rows.log_probabilities[:, [0, 0]], rows.features, rows.labels)
+    np.testing.assert_allclose(fit_weighted(same, NONE_KEPT).coefficients[[0, 4], 0], 0.5, atol=1e-3)
+
+
+def test_temperature_divides_the_scores():
+    rng = np.random.default_rng(0)
+    fusion = Fusion("any", rng.normal(size=(8, 4)), rng.normal(size=4), NONE_KEPT, temperature=2.0)
+    rows = made_up_rows(5, members=2)
+    scores = rows.log_probabilities.reshape(5, 8) @ fusion.coefficients + fusion.intercept
+    expected = np.exp(scores / 2) / np.exp(scores / 2).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(np.exp(fusion(rows.log_probabilities, rows.features)), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("present", [[0, 1, 2, 3], [0, 2, 3], [1, 3]], ids=["all", "one missing", "two classes"])
+def test_linear_fit_is_scikit_learns(present):
+    rng = np.random.default_rng(1)
+    labels = rng.choice(present, 80)
+    inputs = rng.normal([3, -20, 0.1, 5, 0], [1, 9, 0.01, 2, 1], (80, 5))
+    inputs[:, 0] += labels
+    fusion = _fit_linear("stacked", inputs, labels, 4, np.arange(5), c=0.5)
+    standard = (inputs - inputs.mean(axis=0)) / (inputs.std(axis=0) + 1e-6)
+    expected = LogisticRegression(C=0.5, max_iter=2000).fit(standard, labels).predict_proba(standard)
+    outputs = np.exp(fusion(np.zeros((80, 1, 4)), inputs))
+    missing = [c for c in range(4) if c not in present]
+    assert outputs[:, missing].max(initial=0) < 1e-3
+    np.testing.assert_allclose(
+        outputs[:, present] / outputs[:, present].sum(axis=1, keepdims=True), expected, atol=2e-3
+    )
+
+
+# ---------------------------------------------------------------- the choice
+
+
+def test_a_gain_within_its_standard_error_is_no_gain():
+    rng = np.random.default_rng(0)
+    average = rng.normal(1, 0.5, 100)
+    noise = rng.normal(size=100)
+    noise = (noise - noise.mean()) / noise.std()
+    for gain, expected in ((-0.05, "average"), (0.09, "average"), (0.11, "stacked")):
+        assert choose({"average": average, "stacked": average - gain - noise}) == expected
+    assert choose({"average": average, "stacked": average - 1, "features": average - 2}) == "features"
+    assert choose({"average": average, "stacked": average.copy()}) == "average"
+
+
+def test_held_out_songs_are_scored_by_a_fit_without_them():
+    rows = made_up_rows(10)
+    seen = []
+
+    def fit(some: Rows, kept: np.ndarray) -> Fusion:
+        seen.append(some.features[:, 0].tolist())
+        return fit_average(some, kept)
+
+    folds = [(np.arange(5, 10), np.arange(5)), (np.arange(5), np.arange(5, 10))]
+    outputs = cross_validated(fit, rows, NONE_KEPT, folds)
+    assert seen == [rows.features[5:, 0].tolist(), rows.features[:5, 0].tolist()]
+    np.testing.assert_allclose(outputs, fit_average(rows, NONE_KEPT)(rows.log_probabilities, rows.features))
+    np.testing.assert_array_equal(log_loss(outputs, rows.labels), [-outputs[i, c] for i, c in enumerate(rows.labels)])
+
+
+def catalogue_of(artists: list[str]) -> tuple[Catalogue, list[str]]:
+    songs = {
+        f"song{index}": Song(f"song{index}", f"a/{index}", "", "a", artist, 30.0, 22_050, str(index), "ok")
+        for index, artist in enumerate(artists)
+    }
+    return Catalogue(["a"], songs, {}, {}, Path()), list(songs)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.sampled_from(["Ann", "ann", "Bob", "Cid", "Dee", ""]), min_size=3, max_size=40), st.integers(0, 99))
+def test_folds_keep_artists_together(artists, seed):
+    catalogue, tracks = catalogue_of(["Ann", "Bob", *artists])
+    folds = artist_folds(catalogue, tracks, seed)
+    assert sorted(np.concatenate([held for _, held in folds]).tolist()) == list(range(len(tracks)))
+    for rest, held in folds:
+        names = [{catalogue.songs[tracks[i]].artist.casefold() for i in part} - {""} for part in (rest, held)]
+        assert not names[0] & names[1]
+        assert len(rest)
+    again = artist_folds(catalogue, tracks, seed)
+    assert [held.tolist() for _, held in again] == [held.tolist() for _, held in folds]
+
+
+def test_one_artist_makes_no_folds():
+    with pytest.raises(UserError, match="one artist"):
+        artist_folds(*catalogue_of(["Ann", "ann"]), seed=0)
+
+
+# ---------------------------------------------------------------- figures
+
+
+@pytest.mark.parametrize(
+    ("right", "count", "low", "high"),
+    [(8, 10, 0.490, 0.943), (0, 10, 0.0, 0.278), (10, 10, 0.722, 1.0), (50, 100, 0.404, 0.596), (0, 0, 0.0, 1.0)],
+)
+def test_wilson_interval_known_values(right, count, low, high):
+    assert wilson_interval(right, count) == pytest.approx((low, high), abs=5e-4)
+
+
+@given(st.integers(1, 2000), st.data())
+def test_wilson_interval_holds_the_proportion(count, data):
+    right = data.draw(st.integers(0, count))
+    low, high = wilson_interval(right, count)
+    assert 0 <= low <= right / count + 1e-12
+    assert right / count - 1e-12 <= high <= 1
+    assert wilson_interval(count - right, count) == pytest.approx((1 - high, 1 - low), abs=1e-9)
+
+
+def test_calibration_error_known_values():
+    sure = np.array([[1.0, 0.0]] * 10)
+    assert calibration_error(sure, np.zeros(10, dtype=int)) == pytest.approx(0)
+    assert calibration_error(sure, np.ones(10, dtype=int)) == pytest.approx(1)
+    assert calibration_error(sure, np.arange(10) % 2) == pytest.approx(0.5)
+    four_fifths = np.tile([0.8, 0.2], (10, 1))
+    assert calibration_error(four_fifths, np.array([0] * 8 + [1] * 2)) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
+def test_temperature_is_recovered(temperature):
+    rng = np.random.default_rng(0)
+    truth = calibrated(2 * rng.normal(size=(20_000, 5)))
+    labels = (truth + rng.gumbel(size=truth.shape)).argmax(axis=1)  # drawn from these probabilities
+    assert fit_temperature(truth * temperature, labels) == pytest.approx(temperature, rel=0.05)
+
+
+@given(st.lists(st.floats(-1e4, 1e4), min_size=2, max_size=10), st.floats(0.1, 10))
+def test_calibrated_sums_to_one_and_keeps_the_order(scores, temperature):
+    outputs = calibrated(np.array(scores), temperature)
+    assert np.exp(outputs).sum() == pytest.approx(1)
+    assert outputs[int(np.argmax(scores))] == outputs.max()
+
+
+def test_class_without_songs_has_no_accuracy():
+    assert class_accuracies(np.array([True, False, True]), np.array([0, 0, 2]), 3) == [0.5, None, 1.0]
+    assert (percent(None), percent(0.5)) == ("-", "50.0")
+
+
+def test_accuracy_without_rare_genres_counts_the_others_songs():
+    figures = {"confusion": [[8, 2, 0], [1, 1, 0], [5, 0, 5]]}
+    assert accuracy_without(figures, ["a", "b", "c"], ["b"]) == pytest.approx(13 / 20)
+    assert accuracy_without(figures, ["a", "b", "c"], []) == pytest.approx(14 / 22)
+
+
+def test_separability_tells_signal_from_noise_and_too_few():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(5), 12)
+    noise = rng.normal(size=(60, 20)).astype(np.float32)
+    signal = noise + 6 * np.eye(5, 20)[labels]
+    accuracy, guess = linear_separability(signal, labels)
+    assert accuracy > 0.9
+    assert guess == pytest.approx(0.2)
+    assert linear_separability(noise, labels)[0] < 0.45
+    assert linear_separability(signal[:12], labels[:12]) is None
+    assert linear_separability(signal[::6], labels[::6]) is None
+
+
+# ---------------------------------------------------------------- documents
+
+
+def test_tables_go_between_the_marks_and_stay_put(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text(
+        "# Ähnlich\n<!-- evaluate.py -->\nold\n\\1 table\n<!-- end -->\nrest <!-- end -->\n", encoding="utf-8"
+    )
+    once = with_tables(path, "new \\1\n| a |")
+    assert once == "# Ähnlich\n<!-- evaluate.py -->\nnew \\1\n| a |\n<!-- end -->\nrest <!-- end -->\n"
+    path.write_text(once, encoding="utf-8")
+    assert with_tables(path, "new \\1\n| a |") == once
+
+
+def test_documents_without_marks_or_absent_are_refused(tmp_path):
+    path = tmp_path / "README.md"
+    with pytest.raises(UserError, match=r"README\.md can't be read"):
+        with_tables(path, "new")
+    path.write_text("no marks here\n<!-- end -->\n")
+    with pytest.raises(UserError, match=r"README\.md has no"):
+        with_tables(path, "new")

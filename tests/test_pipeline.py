@@ -1,0 +1,231 @@
+"""The scripts one after another on made-up songs: what they write, what they refuse, and that no label leaks."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import evaluate
+import extract_features
+import genre_detector
+import train_fusion
+from checkpoints import load_checkpoint
+from common import SPLITS, Catalogue, read_catalogue, write_json
+from genre_detector import GenreDetector
+
+MEMBERS = {"cnn_bigru": 256, "dpa_cnn": 512, "ecas_cnn": 128}
+GENRES = ["blues", "classical", "country", "disco", "hiphop", "jazz", "metal", "pop", "reggae", "rock"]
+
+
+@pytest.fixture(scope="module")
+def catalogue(pipeline) -> Catalogue:
+    return read_catalogue(pipeline.data)
+
+
+@pytest.fixture(scope="module")
+def evaluation(pipeline) -> dict:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
+    return json.loads((pipeline.results / "evaluation.json").read_text(), parse_constant=refuse)
+
+
+def predictions(results: Path) -> list[dict[str, str]]:
+    with (results / "predictions.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def copy_data(pipeline, target: Path, features: bool = False) -> Path:
+    """A copy of the data folder that a test may change; without the per-song features unless asked for."""
+    ignore = None if features else shutil.ignore_patterns("melspectrogram_normalized", "mfcc")
+    return shutil.copytree(pipeline.data, target / "data", ignore=ignore)
+
+
+def edit_metadata(data: Path, change) -> None:
+    value = json.loads((data / "metadata.json").read_text())
+    change(value)
+    write_json(data / "metadata.json", value)
+
+
+def one_line(capsys) -> str:
+    """The only line on stderr."""
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+# ---------------------------------------------------------------- what is there afterwards
+
+
+def test_splits_share_no_song_artist_or_content(catalogue):
+    assert catalogue.genres == GENRES
+    assert sum(len(catalogue.splits[split]) for split in SPLITS) == 70
+    for kind in ("track", "file", "artist", "sha256"):
+        sets = [{getattr(catalogue.songs[track], kind) for track in catalogue.splits[split]} for split in SPLITS]
+        assert all(sets)
+        assert not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2]), kind
+
+
+def test_every_song_has_its_features(pipeline, catalogue):
+    for track, song in catalogue.songs.items():
+        frames = 1 + round(song.seconds * extract_features.SAMPLE_RATE) // extract_features.HOP_LENGTH
+        for folder, bins in (("melspectrogram_normalized", 128), ("mfcc", 20)):
+            array = np.load(pipeline.data / "processed" / folder / f"{track}.npy", allow_pickle=False)
+            assert array.dtype == np.float16
+            assert array.shape == (bins, frames)
+    index = json.loads((pipeline.data / "processed" / "features.json").read_text())
+    assert index["settings"] == extract_features.FEATURE_SETTINGS
+    assert index["songs"] == {track: song.sha256 for track, song in catalogue.songs.items()}
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_training_writes_its_four_files(pipeline, catalogue, name):
+    folder = pipeline.models / name
+    files = ["best.safetensors", "latest.safetensors", "log.jsonl", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == files
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in records] == list(range(6))
+    assert all(np.isfinite(record["loss"]) for record in records)
+    assert [("val_accuracy" in record) for record in records] == [False, False, True] * 2
+    tensors, meta = load_checkpoint(folder / "model.safetensors", "")
+    assert all("float16" in str(t.dtype) for t in tensors.values() if t.is_floating_point())
+    assert meta["genres"] == GENRES
+    assert meta["split"] == catalogue.split
+    assert meta["temperature"] > 0
+    output = pipeline.runs[f"train_{'bigru_cnn' if name == 'cnn_bigru' else name}.py"].stdout
+    assert f"{100 * meta['validation_accuracy']:.1f}" in output
+    assert f"{100 * meta['label_conditioned_composite']:.1f}" in output
+
+
+def test_networks_learn_something(pipeline):
+    first, last = (
+        [json.loads((pipeline.models / n / "log.jsonl").read_text().splitlines()[i])["loss"] for n in MEMBERS]
+        for i in (0, -1)
+    )
+    assert np.mean(last) < np.mean(first) - 0.1
+
+
+def test_fusion_features_have_896_places(pipeline, catalogue):
+    folder = pipeline.data / "fusion_features"
+    kept = np.load(folder / "selector.npy", allow_pickle=False)
+    assert (kept.dtype, kept.shape) == (bool, (896,))
+    for split in SPLITS:
+        count = len(catalogue.splits[split])
+        expected = {
+            "features": (np.float32, (count, 896)),
+            "features_cleaned": (np.float32, (count, kept.sum())),
+            "log_probabilities": (np.float32, (count, 3, 10)),
+            "labels": (np.int64, (count,)),
+        }
+        arrays = {name: np.load(folder / f"{split}_{name}.npy", allow_pickle=False) for name in expected}
+        assert {name: (array.dtype, array.shape) for name, array in arrays.items()} == expected
+        np.testing.assert_array_equal(arrays["features_cleaned"], arrays["features"][:, kept])
+        np.testing.assert_array_equal(arrays["labels"], catalogue.labels(catalogue.splits[split]))
+        assert np.load(folder / f"{split}_tracks.npy").tolist() == catalogue.splits[split]
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert provenance["sizes"] == MEMBERS
+    assert provenance["held_out"] == {"train": False, "val": True, "test": True}
+    assert pipeline.runs["create_cleaned_features.py"].stdout.count("896") == 1
+
+
+def test_cleaning_is_decided_by_training_songs_alone(pipeline):
+    folder = pipeline.data / "fusion_features"
+    variance = np.load(folder / "train_features.npy").astype(np.float64).var(axis=0)
+    kept = np.load(folder / "selector.npy")
+    clear = np.abs(variance - 1e-4) > 1e-7
+    np.testing.assert_array_equal(kept[clear], (variance > 1e-4)[clear])
+
+
+def test_evaluation_figures_follow_from_the_predictions(pipeline, catalogue, evaluation):
+    rows = predictions(pipeline.results)
+    assert [row["track"] for row in rows] == catalogue.splits["test"]
+    assert [*rows[0]] == ["track", "genre", *MEMBERS, "fusion"]
+    for name in (*MEMBERS, "fusion"):
+        test = evaluation["models"][name]["test"]
+        right = [row[name] == row["genre"] for row in rows]
+        assert test["song_accuracy"] == pytest.approx(np.mean(right))
+        assert test["wilson_95"] == pytest.approx(evaluate.wilson_interval(sum(right), len(right)))
+        confusion = Counter((GENRES.index(row["genre"]), GENRES.index(row[name])) for row in rows)
+        assert test["confusion"] == [[confusion[i, j] for j in range(10)] for i in range(10)]
+        picture = (pipeline.results / f"confusion_{name}.png").read_bytes()
+        assert picture.startswith(b"\x89PNG")
+        assert len(picture) > 10_000
+    assert len(list(pipeline.results.iterdir())) == 6
+    output = pipeline.runs["evaluate.py"].stdout
+    fusion = evaluation["models"]["fusion"]
+    assert f"{100 * fusion['test']['song_accuracy']:.1f}" in next(x for x in output.splitlines() if x[:6] == "fusion")
+    assert "without" not in output  # all genres are rare here
+
+
+def test_composite_stands_only_under_its_own_name(pipeline, evaluation):
+    for name in MEMBERS:
+        composite = evaluation["models"][name]["label_conditioned_composite"]
+        log = [json.loads(line) for line in (pipeline.models / name / "log.jsonl").read_text().splitlines()]
+        assert composite >= max(record.get("val_accuracy", 0) for record in log) - 1e-9
+    assert "label_conditioned_composite" not in evaluation["models"]["fusion"]
+    text = json.dumps(evaluation)
+    assert text.count("composite") == text.count('"label_conditioned_composite"') == 3
+
+
+def test_nothing_half_written_is_left(pipeline):
+    assert not list(pipeline.data.parent.rglob("*.part"))
+
+
+# ---------------------------------------------------------------- detection is evaluation
+
+
+def test_detector_answers_as_evaluated(pipeline, catalogue, run_script, capsys):
+    rows = predictions(pipeline.results)
+    songs = [str(catalogue.audio_path(row["track"])) for row in rows]
+    said = {"fusion": json.loads(run_script("genre_detector.py", "--models", pipeline.models, "--json", *songs).stdout)}
+    for name in MEMBERS:
+        assert genre_detector.main(["--models", str(pipeline.models), "--model", name, "--json", *songs]) == 0
+        said[name] = json.loads(capsys.readouterr().out)
+    detector = GenreDetector("fusion", pipeline.models)
+    for index, (song, row) in enumerate(zip(songs, rows, strict=True)):
+        analysis = detector.analyse(song)
+        for name, answers in said.items():
+            assert answers[index]["genre"] == row[name]
+            assert answers[index]["path"] == song
+            expected = dict(zip(GENRES, np.exp(analysis.song[name]), strict=True))
+            assert answers[index]["probabilities"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_stored_outputs_are_the_detectors(pipeline, catalogue):
+    detector = GenreDetector("fusion", pipeline.models)
+    folder = pipeline.data / "fusion_features"
+    stored, features = (np.load(folder / f"test_{kind}.npy") for kind in ("log_probabilities", "features"))
+    fusion, _ = train_fusion.load_fusion(pipeline.models)
+    for index in (0, 7):
+        analysis = detector.analyse(catalogue.audio_path(catalogue.splits["test"][index]))
+        means = np.stack([analysis.windows[name].mean(axis=0) for name in MEMBERS])
+        np.testing.assert_allclose(stored[index], means, atol=1e-3)
+        outputs = fusion(stored[index : index + 1], features[index : index + 1])[0]
+        np.testing.assert_allclose(outputs, analysis.song["fusion"], atol=2e-3)
+
+
+def test_shuffled_test_labels_change_the_score_and_no_prediction(pipeline, catalogue, evaluation, tmp_path):
+    data = copy_data(pipeline, tmp_path)
+    test = set(catalogue.splits["test"])
+
+    def rotate(value: dict) -> None:
+        for song in value["songs"]:
+            if song["track"] in test:
+                song["genre"] = GENRES[(GENRES.index(song["genre"]) + 1) % 10]
+
+    edit_metadata(data, rotate)
+    args = ["--data", str(data), "--models", str(pipeline.models), "--results", str(tmp_path / "results")]
+    assert evaluate.main(args) == 0
+    before, after = predictions(pipeline.results), predictions(tmp_path / "results")
+    for was, now in zip(before, after, strict=True):
+        assert was["genre"] != now["genre"]
+        assert {k: v for k, v in was.items() if k != "genre"} == {k: v for k, v in now.items() if k != "genre"}
+    again = json.loads((tmp_path / "results" / "evaluation.json").read_text())["models"]["fusion"]
+    assert again["test"]["song_accuracy"] < evaluation["models"]["fusion"]["test"]["song_accuracy"]
+    assert again["val"] == evaluation["models"]["fusion"]["val"]

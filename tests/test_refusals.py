@@ -1,0 +1,174 @@
+"""Data that doesn't fit is refused by the script that would use it: features, splits, files of the fusion."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_pipeline import copy_data, edit_metadata, one_line
+
+import evaluate
+import extract_features
+import extract_model_features
+import train_fusion
+import verify_model_features
+from common import read_catalogue
+
+# ---------------------------------------------------------------- features
+
+
+def extract(data: Path, capsys) -> dict[str, str]:
+    """Run the extraction; its table."""
+    assert extract_features.main(["--data", str(data), "--workers", "1"]) == 0
+    return dict(line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines()[2:])
+
+
+def test_extraction_makes_only_what_is_missing(pipeline, tmp_path, capsys):
+    data = copy_data(pipeline, tmp_path, features=True)
+    assert extract(data, capsys)["made now"] == "0"
+    missing = data / "processed" / "mfcc" / "jazz.00002.npy"
+    before = missing.read_bytes()
+    missing.unlink()
+    table = extract(data, capsys)
+    assert (table["made now"], table["there before"], table["failed"]) == ("1", "69", "0")
+    assert missing.read_bytes() == before
+
+
+def test_features_of_other_settings_are_refused(pipeline, tmp_path, capsys):
+    data = copy_data(pipeline, tmp_path)
+    path = data / "processed" / "features.json"
+    path.write_text(path.read_text().replace('"n_fft": 2048', '"n_fft": 1024'))
+    assert extract_features.main(["--data", str(data)]) == 1
+    line = one_line(capsys)
+    assert "n_fft" in line
+    assert "extract_features.py --force" in line
+
+
+def test_features_of_another_song_are_refused(pipeline, tmp_path, capsys):
+    data = copy_data(pipeline, tmp_path, features=True)
+    path = data / "processed" / "features.json"
+    index = json.loads(path.read_text())
+    index["songs"][read_catalogue(data).splits["train"][0]] = "0" * 64
+    path.write_text(json.dumps(index))
+    assert extract_model_features.main(["--data", str(data), "--models", str(pipeline.models)]) == 1
+    assert "run extract_features.py again" in one_line(capsys)
+
+
+# ---------------------------------------------------------------- splits
+
+
+@pytest.mark.parametrize("script", [evaluate, extract_model_features, train_fusion])
+def test_another_split_is_refused(pipeline, tmp_path, capsys, script):
+    data = copy_data(pipeline, tmp_path)
+    edit_metadata(data, lambda value: value["split"].update(seed=99))
+    models = shutil.copytree(pipeline.models, tmp_path / "models")
+    args = ["--data", str(data), "--models", str(models)]
+    if script is evaluate:
+        args += ["--results", str(tmp_path / "results")]
+    assert script.main(args) == 1
+    line = one_line(capsys)
+    assert "split" in line
+    assert not (tmp_path / "results").exists()
+
+
+def test_documents_are_looked_at_before_the_work(pipeline, tmp_path, capsys):
+    args = ["--data", str(pipeline.data), "--models", str(pipeline.models), "--results", str(tmp_path / "results")]
+    assert evaluate.main([*args, "--update", str(tmp_path / "README.md")]) == 1
+    assert "README.md" in one_line(capsys)
+    assert not (tmp_path / "results").exists()
+
+
+# ---------------------------------------------------------------- files of the fusion
+
+
+def test_in_sample_validation_rows_are_refused(pipeline, tmp_path, capsys):
+    data = copy_data(pipeline, tmp_path)
+    path = data / "fusion_features" / "provenance.json"
+    path.write_text(path.read_text().replace('"val": true', '"val": false'))
+    assert train_fusion.main(["--data", str(data), "--models", str(tmp_path)]) == 1
+    assert "in-sample" in one_line(capsys)
+
+
+def nan(folder: Path) -> None:
+    array = np.load(folder / "val_features.npy")
+    array[3, 5] = np.nan
+    np.save(folder / "val_features.npy", array)
+
+
+def infinity(folder: Path) -> None:
+    array = np.load(folder / "train_features_cleaned.npy")
+    array[0, 0] = np.inf
+    np.save(folder / "train_features_cleaned.npy", array)
+
+
+def swapped_labels(folder: Path) -> None:
+    labels = np.load(folder / "train_labels.npy")
+    other = int(np.flatnonzero(labels != labels[0])[0])
+    labels[[0, other]] = labels[[other, 0]]
+    np.save(folder / "train_labels.npy", labels)
+
+
+def test_song_in_training(folder: Path) -> None:
+    tracks = np.load(folder / "train_tracks.npy")
+    tracks[0] = np.load(folder / "test_tracks.npy")[0]
+    np.save(folder / "train_tracks.npy", tracks)
+
+
+def a_row_too_few(folder: Path) -> None:
+    np.save(folder / "test_features.npy", np.load(folder / "test_features.npy")[:-1])
+
+
+def not_a_table(folder: Path) -> None:
+    np.save(folder / "test_features.npy", np.load(folder / "test_features.npy").ravel())
+
+
+def not_numbers(folder: Path) -> None:
+    np.save(folder / "val_features_cleaned.npy", np.array([["a", "b"]] * 12))
+
+
+def constant(folder: Path) -> None:
+    array = np.load(folder / "train_features_cleaned.npy")
+    array[:, 4] = 1
+    np.save(folder / "train_features_cleaned.npy", array)
+
+
+test_song_in_training.__test__ = False  # a change to make, not a test
+
+
+@pytest.mark.parametrize(
+    ("change", "file", "reason"),
+    [
+        (nan, "val_features.npy", "1 rows hold NaN or infinity"),
+        (infinity, "train_features_cleaned.npy", "1 rows hold NaN or infinity"),
+        (swapped_labels, "train_features.npy", "labels are not those of the catalogue"),
+        (test_song_in_training, "train_features.npy", "songs are not those of the split"),
+        (test_song_in_training, "both train and test", ""),
+        (a_row_too_few, "test_features.npy", "12 rows, 13 labels, 13 tracks"),
+        (not_a_table, "test_features.npy", "not a table of numbers"),
+        (not_numbers, "val_features_cleaned.npy", "not a table of numbers"),
+        (constant, "train_features_cleaned.npy", "1 cleaned dimensions are constant"),
+    ],
+)
+def test_verify_names_the_unusable_file(pipeline, tmp_path, capsys, change, file, reason):
+    data = copy_data(pipeline, tmp_path)
+    change(data / "fusion_features")
+    assert verify_model_features.main(["--data", str(data)]) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("unusable: ")]
+    assert any(file in line and reason in line for line in lines), lines
+
+
+def test_verify_names_a_file_that_is_no_array(pipeline, tmp_path, capsys):
+    data = copy_data(pipeline, tmp_path)
+    (data / "fusion_features" / "val_labels.npy").write_bytes(b"\x93NUMPY")
+    assert verify_model_features.main(["--data", str(data)]) == 1
+    line = one_line(capsys)
+    assert "val_labels.npy" in line
+    assert "run extract_model_features.py again" in line
+
+
+def test_verify_accepts_what_is_as_it_was(pipeline, capsys):
+    assert verify_model_features.main(["--data", str(pipeline.data)]) == 0
+    assert "usable; " in capsys.readouterr().out

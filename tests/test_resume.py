@@ -1,0 +1,150 @@
+"""A training that is killed and resumed ends as one that was not; the seed decides everything else."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import train_bigru_cnn
+import train_ecas_cnn
+from checkpoints import load_checkpoint
+
+NAME = "ecas_cnn"
+OPTIONS = ("--epochs", 5, "--check-every", 2, "--width", 0.05, "--window", 48, "--share", 0.4, "--threads", 1)
+OPTIONS = tuple(map(str, (*OPTIONS, "--struggle-after", 0, "--graduate-at", 0.1, "--device", "cpu")))  # rules at work
+
+
+def arguments(data: Path, models: Path, *more: object) -> list[str]:
+    return ["--data", str(data), "--models", str(models), *OPTIONS, *map(str, more)]
+
+
+@pytest.fixture(scope="module")
+def data(mini_features) -> Path:
+    return mini_features[0]
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory) -> Path:
+    """A models folder with a run that nothing interrupted."""
+    models = tmp_path_factory.mktemp("whole")
+    assert train_ecas_cnn.main(arguments(data, models, "--seed", 7)) == 0
+    return models
+
+
+def weights(models: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(models / NAME / "model.safetensors", "")[0]
+
+
+def equal(one: Path, two: Path) -> bool:
+    """Every tensor bit for bit."""
+    first, second = weights(one), weights(two)
+    assert first.keys() == second.keys()
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def log(models: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (models / NAME / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+def progress(models: Path) -> dict[str, Any]:
+    meta = load_checkpoint(models / NAME / "model.safetensors", "")[1]
+    return {key: value for key, value in meta["progress"].items() if key != "seconds"}
+
+
+def one_line(capsys) -> str:
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_the_rules_are_at_work_in_this_run(whole):
+    classes = [state for record in log(whole) for state in record.get("classes", {}).values()]
+    assert {state["struggling"] for state in classes} == {True, False} or any(s["graduated"] for s in classes)
+    assert len({state["weight"] for state in classes}) > 1
+
+
+def test_killed_and_resumed_equals_uninterrupted(repo, data, whole, tmp_path):
+    command = [sys.executable, str(repo / f"train_{NAME}.py"), *arguments(data, tmp_path, "--seed", 7)]
+    path = tmp_path / NAME / "log.jsonl"
+    kept = path.with_name("latest.safetensors")
+    environment = {**os.environ, "PYTHONUTF8": "1"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        deadline = time.monotonic() + 200
+        while not (kept.exists() and path.read_text().count("\n") >= 2):
+            assert run.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        run.send_signal(signal.SIGKILL)
+    assert not (tmp_path / NAME / "model.safetensors").exists()
+    with path.open("a") as stream:
+        stream.write('{"epoch": 4, "lo')  # what a kill may leave: half a line, half a checkpoint
+    (tmp_path / NAME / ".latest.safetensors.x.part").write_bytes(b"half")
+
+    subprocess.run([*command, "--resume"], env=environment, check=True, capture_output=True, timeout=200)
+    assert equal(tmp_path, whole)
+    assert log(tmp_path) == log(whole)
+    assert progress(tmp_path) == progress(whole)
+    files = ["best.safetensors", "latest.safetensors", "log.jsonl", "model.safetensors"]
+    assert sorted(file.name for file in (tmp_path / NAME).iterdir()) == files
+
+
+def test_the_seed_decides_the_run(data, whole, tmp_path):
+    torch.rand(3)  # whatever was drawn before
+    assert train_ecas_cnn.main(arguments(data, tmp_path / "same", "--seed", 7)) == 0
+    assert equal(tmp_path / "same", whole)
+    assert log(tmp_path / "same") == log(whole)
+    assert train_ecas_cnn.main(arguments(data, tmp_path / "other", "--seed", 8)) == 0
+    assert not equal(tmp_path / "other", whole)
+
+
+def test_resuming_a_finished_run_changes_nothing(data, whole, tmp_path):
+    models = shutil.copytree(whole, tmp_path / "models")
+    assert train_ecas_cnn.main(arguments(data, models, "--seed", 7, "--resume")) == 0
+    assert equal(models, whole)
+    assert log(models) == log(whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [(("--batch-size", 8), "settings"), (("--seed", 8), "seed"), (("--epochs", 6), "settings")],
+)
+def test_resume_with_other_options_is_refused(data, whole, tmp_path, capsys, change, what):
+    models = shutil.copytree(whole, tmp_path / "models")
+    assert train_ecas_cnn.main(arguments(data, models, "--seed", 7, *change, "--resume")) == 1
+    line = one_line(capsys)
+    assert f"another {what}" in line
+    assert "latest.safetensors" in line
+    assert equal(models, whole)
+    assert log(models) == log(whole)
+
+
+def test_resume_of_nothing_is_refused(data, tmp_path, capsys):
+    assert train_ecas_cnn.main(arguments(data, tmp_path, "--resume")) == 1
+    assert "without --resume" in one_line(capsys)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(data, tmp_path, capsys):
+    assert train_bigru_cnn.main(arguments(data, tmp_path, "--learning-rate", 1e30)) == 1
+    line = one_line(capsys)
+    assert "the loss is " in line
+    assert "--learning-rate" in line
+    assert not (tmp_path / "cnn_bigru" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("option", ["--epochs 0", "--overlap 1", "--share 0", "--batch-size 1", "--learning-rate nan"])
+def test_options_out_of_range_are_bad_usage(capsys, option):
+    with pytest.raises(SystemExit) as caught:
+        train_ecas_cnn.main(option.split())
+    assert caught.value.code == 2
+    assert option.split()[0] in capsys.readouterr().err
