@@ -283,7 +283,7 @@ class Trainer:
     # -------- an epoch
 
     def run(self, resume: bool) -> dict[str, Any]:
-        """Train to the end of the schedule, release the averaged weights, return the released checkpoint's meta."""
+        """Train to the end of the schedule, release the best averaged weights, return that checkpoint's meta."""
         log = self.folder / "log.jsonl"
         for rest in self.folder.glob(".*.part"):  # of a run that was killed
             rest.unlink()
@@ -456,20 +456,18 @@ class Trainer:
         self.state = Progress(**saved | {"classes": [ClassState(**values) for values in saved["classes"]]})
 
     def _release(self) -> dict[str, Any]:
-        """Round the averaged weights to half precision, calibrate those on the validation songs, save them.
+        """Round the weights of the check with the least validation loss to half precision, calibrate, save them.
 
-        The released weights are the last ones: a rule fixed beforehand, so that the validation figure is not
-        the best of many.
+        A rule fixed beforehand that test songs have no part in; the validation figure is the best of its checks.
         """
-        halves = {
-            name: value.half() if value.is_floating_point() else value
-            for name, value in self.average.state_dict().items()
-        }
-        path = self.folder / "model.safetensors"
-        fill_network(self.average, halves, path)
+        best, path = self.folder / "best.safetensors", self.folder / "model.safetensors"
+        tensors, chosen = load_checkpoint(best, "this script without --resume")
+        halves = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
+        fill_network(self.average, halves, best)
         outputs = self._validate(None)
         songs = np.bincount(self.val_labels, minlength=len(self.catalogue.genres))
         meta = self._meta() | {
+            "released_epoch": chosen["progress"]["epoch"] + 1,
             "temperature": fit_temperature(outputs, self.val_labels),
             "validation_accuracy": float((outputs.argmax(1) == self.val_labels).mean()),
             "label_conditioned_composite": float(np.dot(songs, self.state.best_accuracies) / songs.sum()),
@@ -512,6 +510,7 @@ def training_command(
         ("validation accuracy, %", f"{100 * meta['validation_accuracy']:.1f}"),
         ("label_conditioned_composite, %", f"{100 * meta['label_conditioned_composite']:.1f}"),
         ("temperature", f"{meta['temperature']:.2f}"),
+        ("released epoch", meta["released_epoch"]),
         ("windows trained on", trainer.state.windows),
         ("seconds", f"{trainer.state.seconds:.0f}"),
     ]

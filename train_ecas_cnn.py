@@ -1,8 +1,8 @@
 """Train the ECAS-CNN: MFCC input, four blocks with efficient channel and spatial attention, a 128-d feature.
 
 Reads   data/metadata.json, data/processed/*_files.txt, data/processed/mfcc/
-Writes  models/ecas_cnn/model.safetensors   the frozen network: averaged weights at the end of the schedule
-        models/ecas_cnn/best.safetensors    the weights of the check with the least validation loss, to compare
+Writes  models/ecas_cnn/model.safetensors   the frozen network: the best weights in half precision, calibrated
+        models/ecas_cnn/best.safetensors    running average of the weights at the check with the least validation loss
         models/ecas_cnn/latest.safetensors  everything that --resume needs
         models/ecas_cnn/log.jsonl           a line an epoch
 Next    train_bigru_cnn.py, then extract_model_features.py

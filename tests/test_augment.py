@@ -37,6 +37,16 @@ def test_each_strength_changes_something_by_itself(field):
     assert not torch.allclose(change_windows(windows, strong), windows, atol=1e-3)
 
 
+def test_pitch_moves_high_bands_alike_and_low_bands_less():
+    windows = (torch.arange(128.0) / 10).expand(64, 3, 128).contiguous()
+    torch.manual_seed(0)
+    moved = 10 * (change_windows(windows, dataclasses.replace(NOTHING, pitch_bands=2.0)) - windows)[:, 0]
+    assert 1.5 < moved.abs().max() <= 2.001  # bands, within the strength
+    assert moved[:, 60].min() < -1
+    torch.testing.assert_close(moved[:, 60], moved[:, 120], rtol=0, atol=1e-3)
+    torch.testing.assert_close(moved[:, 19], moved[:, 60] / 2, rtol=0, atol=1e-3)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 70), st.booleans(), st.floats(0.01, 30), st.integers(0, 10**6))
 def test_changed_windows_keep_shape_and_stay_finite(count, frames, mfcc, scale, seed):

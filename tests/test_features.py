@@ -97,7 +97,8 @@ def test_gain_changes_nothing(gain, seed):
     samples = rough(1.5, seed)
     louder = (samples * 10 ** (gain / 20)).astype(np.float32)
     for kind, array in song_features([samples]).items():
-        np.testing.assert_allclose(song_features([louder])[kind].astype(float), array.astype(float), rtol=2e-3, atol=4e-3)
+        found = song_features([louder])[kind].astype(float)
+        np.testing.assert_allclose(found, array.astype(float), rtol=2e-3, atol=4e-3)
 
 
 def test_features_do_depend_on_the_sound():

@@ -179,6 +179,8 @@ def test_calibration_error_known_values():
     assert calibration_error(sure, np.zeros(10, dtype=int)) == pytest.approx(0)
     assert calibration_error(sure, np.ones(10, dtype=int)) == pytest.approx(1)
     assert calibration_error(sure, np.arange(10) % 2) == pytest.approx(0.5)
+    two_bins = np.array([[0.85, 0.15]] * 2 + [[0.95, 0.05]] * 2)  # 35 % too sure, 5 % too unsure
+    assert calibration_error(two_bins, np.array([0, 1, 0, 0])) == pytest.approx((0.35 + 0.05) / 2)
     four_fifths = np.tile([0.8, 0.2], (10, 1))
     assert calibration_error(four_fifths, np.array([0] * 8 + [1] * 2)) == pytest.approx(0)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import create_cleaned_features
 import evaluate
 import extract_features
 import genre_detector
@@ -69,7 +70,7 @@ def test_splits_share_no_song_artist_or_content(catalogue):
     for kind in ("track", "file", "artist", "sha256"):
         sets = [{getattr(catalogue.songs[track], kind) for track in catalogue.splits[split]} for split in SPLITS]
         assert all(sets)
-        assert not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2]), kind
+        assert sum(map(len, sets)) == len(set.union(*sets)), kind
 
 
 def test_every_song_has_its_features(pipeline, catalogue):
@@ -131,15 +132,27 @@ def test_fusion_features_have_896_places(pipeline, catalogue):
     provenance = json.loads((folder / "provenance.json").read_text())
     assert provenance["sizes"] == MEMBERS
     assert provenance["held_out"] == {"train": False, "val": True, "test": True}
-    assert pipeline.runs["create_cleaned_features.py"].stdout.count("896") == 1
+    table = pipeline.runs["create_cleaned_features.py"].stdout.splitlines()
+    assert table[-1].split() == ["all", "896", str((~kept).sum()), str(kept.sum())]
 
 
-def test_cleaning_is_decided_by_training_songs_alone(pipeline):
-    folder = pipeline.data / "fusion_features"
+def test_cleaning_is_decided_by_training_songs_alone(pipeline, tmp_path, capsys):
+    data = copy_data(pipeline, tmp_path)
+    folder = data / "fusion_features"
+    for split, dead in (("train", [3, 300, 895]), ("val", [10]), ("test", [700])):
+        array = np.load(folder / f"{split}_features.npy")
+        array[:, dead] = 0.25
+        np.save(folder / f"{split}_features.npy", array)
     variance = np.load(folder / "train_features.npy").astype(np.float64).var(axis=0)
+    assert create_cleaned_features.main(["--data", str(data), "--threshold", "1e-3"]) == 0
     kept = np.load(folder / "selector.npy")
-    clear = np.abs(variance - 1e-4) > 1e-7
-    np.testing.assert_array_equal(kept[clear], (variance > 1e-4)[clear])
+    assert not kept[[3, 300, 895]].any()
+    clear = np.abs(variance - 1e-3) > 1e-6
+    np.testing.assert_array_equal(kept[clear], (variance > 1e-3)[clear])
+    for split in SPLITS:
+        cleaned, whole = (np.load(folder / f"{split}_features{end}.npy") for end in ("_cleaned", ""))
+        np.testing.assert_array_equal(cleaned, whole[:, kept])
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["all", "896", str((~kept).sum()), str(kept.sum())]
 
 
 def test_evaluation_figures_follow_from_the_predictions(pipeline, catalogue, evaluation):

@@ -126,6 +126,9 @@ def test_graduation_has_hysteresis(accuracy, threshold, margin):
 @given(parts, st.integers(0, 89))
 def test_struggling_needs_low_accuracy_and_some_epochs(accuracy, epoch):
     assert is_struggling(accuracy, epoch, RULES) == (accuracy < 0.5 and epoch >= 0.17 * 90)
+    late = dataclasses.replace(RULES, struggle_after=0.5)
+    assert [is_struggling(0.49, check, late) for check in (44, 45)] == [False, True]
+    assert not is_struggling(0.5, 89, late)
 
 
 def test_a_class_without_validation_songs_neither_graduates_nor_struggles():
