@@ -23,7 +23,7 @@ from common import command
 from extract_features import N_MELS
 from hyper_dynamic import Settings, training_command
 
-SETTINGS = Settings(name="cnn_bigru", features="melspectrogram")
+SETTINGS = Settings(name="cnn_bigru", features="melspectrogram", epochs=60)
 
 
 @command

@@ -21,7 +21,7 @@ from common import command
 from extract_features import N_MFCC
 from hyper_dynamic import Settings, training_command
 
-SETTINGS = Settings(name="ecas_cnn", features="mfcc")
+SETTINGS = Settings(name="ecas_cnn", features="mfcc", epochs=60)
 
 
 @command
