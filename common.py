@@ -84,7 +84,8 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
         try:
-            return main(argv)
+            with _own_lines_only():
+                return main(argv)
         except UserError as error:
             complain(str(error))
             return 1
@@ -93,6 +94,26 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
             return 130
 
     return wrapped
+
+
+@contextmanager
+def _own_lines_only() -> Iterator[None]:
+    """Keep what C libraries print (libsndfile's mp3 decoder does) off the terminal: stderr is for this code's lines."""
+    ours = sys.stderr
+    if ours is not sys.__stderr__:  # replaced by a caller who wants to see it all
+        yield
+        return
+    ours.flush()
+    terminal = os.dup(2)
+    with open(os.devnull, "wb") as nowhere, os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace") as lines:
+        os.dup2(nowhere.fileno(), 2)
+        sys.stderr = lines
+        try:
+            yield
+        finally:
+            sys.stderr = ours
+            os.dup2(terminal, 2)
+            os.close(terminal)
 
 
 def complain(message: str) -> None:

@@ -23,6 +23,7 @@ from common import (
     Catalogue,
     UserError,
     argument_parser,
+    complain,
     format_table,
     library_versions,
     progress,
@@ -505,7 +506,11 @@ def training_command(
     catalogue = read_catalogue(args.data)
     trainer = Trainer(settings, build, catalogue, args.models / settings.name, args.seed, args.device)
     print(f"{settings.name} on {trainer.device}, {len(trainer.labels)} training songs, split {catalogue.split['name']}")
-    meta = trainer.run(args.resume)
+    try:
+        meta = trainer.run(args.resume)
+    except KeyboardInterrupt:
+        complain("interrupted; the same command with --resume goes on after the last finished epoch")
+        return 130
     rows = [
         ("validation accuracy, %", f"{100 * meta['validation_accuracy']:.1f}"),
         ("label_conditioned_composite, %", f"{100 * meta['label_conditioned_composite']:.1f}"),
