@@ -82,7 +82,8 @@ class SoundReader:
     start, duration : seconds; the part of the file to read (None: to its end)
 
     After iteration ``rate`` is the file's own rate in Hz, ``seconds`` the length read and ``notes`` what had to be
-    mended: samples that are not finite become 0, a file that breaks off is used as far as it goes.
+    mended: samples that are not finite become 0; a file that breaks off is used as far as it goes, with a note where
+    libsndfile notices (in flac and ogg; a cut-off wav or mp3 just ends early).
 
     Raises
     ------
@@ -326,6 +327,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     def save_index() -> None:
         write_json(index_path, {"settings": FEATURE_SETTINGS, "songs": dict(sorted(done.items()))})
 
+    for kind in FOLDERS:
+        for rest in feature_path(args.data, kind, "x").parent.glob(".*.part"):  # of a run that was killed
+            rest.unlink(missing_ok=True)
     started = saved = time.monotonic()
     failed = 0
     for track, problem in progress(_extract_all(catalogue, todo, args.workers), "features", len(todo)):

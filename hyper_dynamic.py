@@ -75,7 +75,7 @@ class Settings:
     graduate_at: float = setting(0.85, "smoothed validation accuracy at which a class graduates")
     demote_margin: float = setting(0.10, "a graduate this far below graduate-at goes back to full training", high=1)
     smoothing: float = setting(0.6, "weight of the past in the smoothed accuracy", high=1)
-    rehearsal_rate: float = setting(0.25, "part of its windows that a graduated class still trains on", high=1)
+    rehearsal_rate: float = setting(0.25, "part of its windows that a graduated class still trains on", 0.01, 1)
     struggle_below: float = setting(0.5, "smoothed accuracy below which a class struggles", high=1)
     struggle_after: float = setting(0.17, "part of the schedule before a class can struggle", high=1)
     struggling_overlap: float = setting(0.75, "overlap of training windows of a struggling class", high=0.95)

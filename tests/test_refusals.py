@@ -111,7 +111,7 @@ def swapped_labels(folder: Path) -> None:
     np.save(folder / "train_labels.npy", labels)
 
 
-def test_song_in_training(folder: Path) -> None:
+def leaked_test_song(folder: Path) -> None:
     tracks = np.load(folder / "train_tracks.npy")
     tracks[0] = np.load(folder / "test_tracks.npy")[0]
     np.save(folder / "train_tracks.npy", tracks)
@@ -135,17 +135,14 @@ def constant(folder: Path) -> None:
     np.save(folder / "train_features_cleaned.npy", array)
 
 
-test_song_in_training.__test__ = False  # a change to make, not a test
-
-
 @pytest.mark.parametrize(
     ("change", "file", "reason"),
     [
         (nan, "val_features.npy", "1 rows hold NaN or infinity"),
         (infinity, "train_features_cleaned.npy", "1 rows hold NaN or infinity"),
         (swapped_labels, "train_features.npy", "labels are not those of the catalogue"),
-        (test_song_in_training, "train_features.npy", "songs are not those of the split"),
-        (test_song_in_training, "both train and test", ""),
+        (leaked_test_song, "train_features.npy", "songs are not those of the split"),
+        (leaked_test_song, "both train and test", ""),
         (a_row_too_few, "test_features.npy", "12 rows, 13 labels, 13 tracks"),
         (not_a_table, "test_features.npy", "not a table of numbers"),
         (not_numbers, "val_features_cleaned.npy", "not a table of numbers"),
