@@ -100,7 +100,7 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
 def _own_lines_only() -> Iterator[None]:
     """Keep what C libraries print (libsndfile's mp3 decoder does) off the terminal: stderr is for this code's lines."""
     ours = sys.stderr
-    if ours is None or sys.__stderr__ is None or ours is not sys.__stderr__:  # replaced by a caller who wants to see it all
+    if ours is None or sys.__stderr__ is None or ours is not sys.__stderr__:  # a caller wants to see all
         yield
         return
     ours.flush()
