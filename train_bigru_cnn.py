@@ -23,7 +23,7 @@ from common import command
 from extract_features import N_MELS
 from hyper_dynamic import Settings, training_command
 
-SETTINGS = Settings(name="cnn_bigru", features="melspectrogram", epochs=60)
+SETTINGS = Settings(name="cnn_bigru", features="melspectrogram", epochs=50)
 
 
 @command
@@ -40,7 +40,7 @@ from torch import nn  # noqa: E402
 GRU_SIZE = 128  # both directions together
 FEATURE_SIZE = 2 * GRU_SIZE  # mean and standard deviation
 CHANNELS = (64, 128, 192, 256)
-STRIDES = ((4, 2), (2, 2), (2, 1), (2, 1))  # mels, time
+STRIDES = ((4, 4), (2, 2), (2, 1), (2, 1))  # mels, time
 
 
 class AttentionPooling(nn.Module):
