@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import glob
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
 
 from archives import AUDIO_SUFFIXES
 from common import UserError
@@ -16,18 +16,18 @@ SUFFIXES = AUDIO_SUFFIXES | AV_SUFFIXES
 Found = tuple[str, UserError | None]  # a song, or a name and why no song is behind it
 
 
-def find_songs(names: Iterable[str], listing: IO[bytes]) -> Iterator[Found]:
+def find_songs(names: Iterable[str], listing: Iterable[bytes] | None = None) -> Iterator[Found]:
     """The songs behind names, lazily and in their order; what is named twice comes twice.
 
     Parameters
     ----------
     names : files; folders, searched to any depth for known suffixes; patterns (``**`` for any depth) that the shell
         left as they were; ``-`` for the lines of ``listing``, each a file or folder
-    listing : standard input, in bytes: a file name needn't be valid text
+    listing : in bytes, because a file name needn't be valid text; None is standard input
     """
     for name in names:
         if name == "-":
-            for line in listing:
+            for line in _standard_input() if listing is None else listing:
                 if path := os.fsdecode(line.rstrip(b"\r\n")):
                     yield from _behind(path)
         elif glob.has_magic(name) and not os.path.lexists(name):
@@ -39,6 +39,12 @@ def find_songs(names: Iterable[str], listing: IO[bytes]) -> Iterator[Found]:
                     yield from _behind(match)
         else:
             yield from _behind(name)
+
+
+def _standard_input() -> Iterator[bytes]:
+    # A stream of its own: a thread that still waits for a line must not hold the lock of sys.stdin when Python ends
+    with open(sys.stdin.fileno(), "rb", closefd=False) as lines:
+        yield from lines
 
 
 def _behind(name: str) -> Iterator[Found]:
