@@ -242,19 +242,21 @@ def mel_power(blocks: Iterable[np.ndarray]) -> np.ndarray:
     Equal to ``librosa.feature.melspectrogram`` with zero padding, but in bounded memory and without its imports:
     frames are centred, one is cut every 512 samples, there are 1 + samples // 512.
     """
-    from scipy.fft import rfft
-
     hann = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT)).astype(np.float32)
     margin = np.zeros(N_FFT // 2, dtype=np.float32)
-    pending, mels = margin, []
+    pending, frames = margin, 0
+    mels = np.empty((BLOCK_FRAMES // HOP_LENGTH, N_MELS), dtype=np.float32)
     for block in itertools.chain(blocks, [margin]):
         pending = np.concatenate([pending, block])
         if len(pending) >= N_FFT:
             cuts = np.lib.stride_tricks.sliding_window_view(pending, N_FFT)[::HOP_LENGTH]
-            spectrum = rfft(cuts * hann, axis=1)
-            mels.append(mel_filters() @ (spectrum.real**2 + spectrum.imag**2).T)
+            spectrum = np.fft.rfft(cuts * hann)  # scipy's is faster, but takes longer to import than a song takes
+            if frames + len(cuts) > len(mels):  # grows in place: a long song is in memory once
+                mels.resize((max(len(mels) * 5 // 4, frames + len(cuts)), N_MELS), refcheck=False)
+            mels[frames : frames + len(cuts)] = (spectrum.real**2 + spectrum.imag**2) @ mel_filters().T
+            frames += len(cuts)
             pending = pending[len(cuts) * HOP_LENGTH :]
-    return np.concatenate(mels, axis=1)
+    return mels[:frames].T
 
 
 def normalised_log_mel(mel: np.ndarray) -> np.ndarray:
@@ -285,11 +287,19 @@ def song_features(blocks: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
     ``melspectrogram`` float16 (128, frames) and ``mfcc`` float16 (20, frames), frames = 1 + samples // 512. The
     MFCCs are the orthonormal DCT-II of the normalised log-mel, so they carry the same normalisation.
     """
-    from scipy.fft import dct
-
     log_mel = normalised_log_mel(mel_power(blocks))
-    basis = dct(np.eye(N_MELS, dtype=np.float32), type=2, norm="ortho", axis=0)[:N_MFCC]
-    return {"melspectrogram": log_mel.astype(np.float16), "mfcc": (basis @ log_mel).astype(np.float16)}
+    return {
+        "melspectrogram": log_mel.astype(np.float16, order="C"),
+        "mfcc": (dct_basis() @ log_mel).astype(np.float16, order="C"),
+    }
+
+
+def dct_basis(n_mfcc: int = N_MFCC, n_mels: int = N_MELS) -> np.ndarray:
+    """Orthonormal DCT-II, float32 (n_mfcc, n_mels): log-mel -> MFCC; its transpose leads back."""
+    order, band = np.arange(n_mfcc)[:, None], np.arange(n_mels)
+    basis = np.cos(np.pi / n_mels * (band + 0.5) * order) * np.sqrt(2 / n_mels)
+    basis[0] /= np.sqrt(2)
+    return basis.astype(np.float32)
 
 
 # ---------------------------------------------------------------- feature files

@@ -55,7 +55,7 @@ def network_outputs(
         starts = window_starts(song.shape[1], window, overlap)
         if limit is not None and len(starts) > limit:
             starts = starts[np.linspace(0, len(starts) - 1, limit).round().astype(int)]
-        padded = np.pad(song, ((0, 0), (0, max(0, window - song.shape[1]))))
+        padded = song if song.shape[1] >= window else np.pad(song, ((0, 0), (0, window - song.shape[1])))
         pieces += [padded[:, start : start + window] for start in starts]
         counts.append(len(starts))
     log_probabilities, features = [], []
