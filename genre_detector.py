@@ -24,43 +24,27 @@ From Python
 from __future__ import annotations
 
 import argparse
-import itertools
 import math
 import os
 import sys
-import threading
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import Queue
 from typing import IO, Any
 
 import numpy as np
 
 from common import UserError, argument_parser, command, complain, file_sha256, fraction, positive_int
-from detector_inputs import Found, find_songs
+from detector_inputs import Found, Heard, Listeners, find_songs, listen
 from detector_output import CsvWriter, JsonLinesWriter, JsonWriter, TextWriter, Writer, songs_done
 from detector_output import as_text as as_text
 from detector_timeline import Section, draw, sections, window_borders
-from extract_features import SoundReader, song_features
 from predict import window_starts
 
 FUSION = "fusion"
 MODELS = (FUSION, "dpa_cnn", "ecas_cnn", "cnn_bigru")
-
-
-@dataclass(frozen=True)
-class Heard:
-    """A decoded song: what every network needs of it."""
-
-    start: float  # seconds into the file
-    seconds: float
-    size: int  # bytes, and
-    mtime: float  # seconds since 1970: the file's before it was read
-    notes: list[str]  # what had to be mended to decode the song
-    features: dict[str, np.ndarray]  # of extract_features.song_features
 
 
 @dataclass(frozen=True)
@@ -103,23 +87,6 @@ class Prediction:
             "probabilities": self.probabilities,
             **({"notes": self.notes} if self.notes else {}),
         }
-
-
-def listen(
-    path: str | Path, start: float = 0.0, duration: float | None = None, stop: threading.Event | None = None
-) -> Heard:
-    """Decode a song and make its features, once for all networks. Raises UserError as ``SoundReader``.
-
-    Once ``stop`` is set, the rest of the song is left out.
-    """
-    sound = SoundReader(Path(path), start, duration)
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {'no such file' if isinstance(error, FileNotFoundError) else error}") from None
-    blocks = iter(sound) if stop is None else itertools.takewhile(lambda _: not stop.is_set(), sound)
-    features = song_features(blocks)
-    return Heard(start, sound.seconds, status.st_size, status.st_mtime, sound.notes, features)
 
 
 class GenreDetector:
@@ -215,70 +182,25 @@ class GenreDetector:
         )
 
     def predictions(
-        self,
-        songs: Iterable[Found],
-        start: float = 0.0,
-        duration: float | None = None,
-        workers: int = 1,
-        plot: Path | None = None,
+        self, songs: Iterable[str | Path], start: float = 0.0, duration: float | None = None, workers: int = 1
     ) -> Iterator[tuple[str, Prediction | UserError]]:
-        """Each song's answer, or why there is none; ``workers`` threads decode while the networks run.
+        """Each song's answer, or why there is none; ``workers`` threads decode while the networks run."""
+        with Listeners(((str(song), None) for song in songs), start, duration, workers) as heard:
+            yield from self.answers(heard)
 
-        Parameters
-        ----------
-        songs : (path, None) each, or (name, reason) where ``find_songs`` found none
-        plot : picture of the last song's probabilities over time
-        """
-        for path, heard in listen_ahead(songs, start, duration, workers):
+    def answers(
+        self, songs: Iterable[tuple[str, Heard | UserError]], plot: Path | None = None
+    ) -> Iterator[tuple[str, Prediction | UserError]]:
+        """The same for songs that ``Listeners`` decode; ``plot`` is a picture of the last one's probabilities."""
+        for path, heard in songs:
             if isinstance(heard, UserError):
                 yield path, heard
                 continue
             analysis = self.judge(heard)
             if plot is not None:
-                draw(
-                    heard.features["melspectrogram"], analysis.windows[self.model], analysis.borders, self.genres, plot
-                )
+                log_mel = heard.features["melspectrogram"]
+                draw(log_mel, analysis.windows[self.model], analysis.borders, self.genres, plot)
             yield path, self.conclude(path, heard, analysis)
-
-
-def listen_ahead(
-    songs: Iterable[Found], start: float, duration: float | None, workers: int
-) -> Iterator[tuple[str, Heard | UserError]]:
-    """``listen`` to songs in threads, in their order; at most ``workers`` songs are ahead of the one in use."""
-    stop, slots = threading.Event(), threading.Semaphore(workers)
-    ready = Queue[tuple[str, Any] | BaseException | None]()  # None is the end
-
-    def attempt(path: str) -> Heard | UserError:
-        try:
-            return listen(path, start, duration, stop)
-        except UserError as error:
-            return error
-
-    def feed() -> None:  # a thread, so that an answer needn't wait for the next name on standard input
-        try:
-            for path, problem in songs:
-                slots.acquire()
-                if stop.is_set():
-                    return
-                ready.put((path, problem or pool.submit(attempt, path)))
-            ready.put(None)
-        except BaseException as error:  # is raised where the songs are wanted
-            ready.put(error)
-
-    pool = ThreadPoolExecutor(workers)
-    threading.Thread(target=feed, daemon=True).start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            path, result = item
-            heard = result if isinstance(result, UserError) else result.result()
-            slots.release()
-            yield path, heard
-    finally:  # also after Ctrl-C: don't decode what nobody waits for
-        stop.set()
-        slots.release()
-        pool.shutdown(cancel_futures=True)
 
 
 # ---------------------------------------------------------------- command line
@@ -331,31 +253,33 @@ def _writer(args: argparse.Namespace, detector: GenreDetector, stream: IO[str], 
 
 
 def _run(args: argparse.Namespace) -> int:
-    import torch
-
-    torch.set_num_threads(args.threads)
-    detector = GenreDetector(args.model, args.models, args.device, args.min_confidence)
-    run = {"model": args.model, "weights": detector.weights, "min_confidence": detector.min_confidence}
-    run |= {"start": args.start, "duration": args.duration, "timeline": args.timeline}
-    songs: Iterable[Found] = find_songs(args.songs)
+    done = Future[set[str]]()  # known once the model is
+    if not args.resume:
+        done.set_result(set())
+    songs: Iterable[Found] = (found for found in find_songs(args.songs) if found[0] not in done.result())
     if args.plot:
         songs = list(songs)
         if len(songs) != 1:
             raise UserError(f"--plot draws one song, {len(songs)} are named: leave out the others")
-    if args.resume and args.output.exists():
-        done = songs_done(args.output, run)
-        songs = (found for found in songs if found[0] not in done)
-    elif args.output and args.output.exists():
+    if args.output and args.output.exists() and not args.resume:
         raise UserError(f"{args.output} is there already: delete it, or go on with --jsonl --resume")
     failed = 0
-    with ExitStack() as stack:
+    with Listeners(songs, args.start, args.duration, args.workers) as heard, ExitStack() as stack:
+        import torch  # while the first song is decoded
+
+        torch.set_num_threads(args.threads)
+        detector = GenreDetector(args.model, args.models, args.device, args.min_confidence)
+        run = {"model": args.model, "weights": detector.weights, "min_confidence": detector.min_confidence}
+        run |= {"start": args.start, "duration": args.duration, "timeline": args.timeline}
+        if args.resume:
+            done.set_result(songs_done(args.output, run) if args.output.exists() else set())
         stream: IO[str] = sys.stdout
         if args.output:
             args.output.parent.mkdir(parents=True, exist_ok=True)
             stream = stack.enter_context(args.output.open("a", encoding="utf-8", newline="\n"))
         writer = _writer(args, detector, stream, run)
         stack.callback(writer.finish)
-        for path, answer in detector.predictions(songs, args.start, args.duration, args.workers, args.plot):
+        for path, answer in detector.answers(heard, args.plot):
             writer.add(path, answer)
             if isinstance(answer, UserError):
                 failed += 1

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from common import UserError, argument_parser, command, format_table, positive_int  # noqa: E402
-from detector_inputs import find_songs  # noqa: E402
+from detector_inputs import find_songs, listen  # noqa: E402
 
 DEMO = ROOT / "examples" / "demo_song.ogg"
 
@@ -57,7 +57,7 @@ def median_time(work: Callable[[], object], repeat: int) -> float:
 def stages(detector: object, song: Path, repeat: int) -> list[tuple[str, float]]:
     """Median seconds of each stage of one song."""
     from extract_features import SoundReader, song_features
-    from genre_detector import GenreDetector, listen
+    from genre_detector import GenreDetector
 
     assert isinstance(detector, GenreDetector)
     blocks = list(SoundReader(song))
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(songs) > 1:
         for workers in (1, 2):
             started = time.perf_counter()
-            count = sum(1 for _ in detector.predictions(((song, None) for song in songs), workers=workers))
+            count = sum(1 for _ in detector.predictions(songs, workers=workers))
             rows.append((f"songs a second, {workers} worker(s)", f"{count / (time.perf_counter() - started):.1f}"))
     if args.hours:
         with tempfile.TemporaryDirectory() as folder:
