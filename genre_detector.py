@@ -3,7 +3,7 @@
 Reads   the songs (wav, flac, ogg, opus, mp3, au, aiff; m4a, mp4, aac and wma with requirements-formats.txt),
         models/*/model.safetensors
 Writes  text, or with --json, --jsonl or --csv what docs/output.md describes, on standard output or to --output;
-        with --plot a picture
+        with --plot a picture; with --write-tags --yes the songs' genre tags
 
 Probabilities are calibrated on validation songs and sum to 100 %. An answer is uncertain below the top probability
 from which on validation songs were right 9 times in 10. Exit code 0 when every song was classified, 1 when at least
@@ -30,7 +30,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -40,6 +40,7 @@ from common import UserError, argument_parser, command, complain, file_sha256, f
 from detector_inputs import Found, Heard, Listeners, find_songs, listen
 from detector_output import CsvWriter, JsonLinesWriter, JsonWriter, TextWriter, Writer, songs_done
 from detector_output import as_text as as_text
+from detector_tags import check_installed, read_genre, write_genre
 from detector_timeline import Section, draw, sections, window_borders
 from predict import window_starts
 
@@ -238,6 +239,8 @@ def _parser() -> argparse.ArgumentParser:
     formats.add_argument("--jsonl", action="store_true", help="print a JSON line a song, as it is done")
     formats.add_argument("--csv", action="store_true", help="print a CSV row a song, as it is done")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of on standard output")
+    parser.add_argument("--write-tags", action="store_true", help="say which genre tags confident answers would change")
+    parser.add_argument("--yes", action="store_true", help="with --write-tags: change them")
     parser.add_argument("--resume", action="store_true", help="skip songs that FILE answers, if they are unchanged")
     return parser
 
@@ -252,6 +255,25 @@ def _writer(args: argparse.Namespace, detector: GenreDetector, stream: IO[str], 
     return TextWriter(stream, run, args.top_k, detector.device)
 
 
+def tagged(answer: Prediction, write: bool) -> Prediction:
+    """Put a confident answer into the file's tags, or say on stderr that it would be; the file as it is then.
+
+    Raises UserError if the tags can't be read or written.
+    """
+    path = Path(answer.path)
+    old = read_genre(path)
+    if not answer.confident or old == [answer.genre]:
+        return answer
+    change = f"{path}: genre tag {', '.join(old) or 'none'} -> {answer.genre}"
+    if not write:
+        complain(f"{change}; --yes would write it")
+        return answer
+    write_genre(path, answer.genre)
+    complain(change)
+    status = os.stat(path)
+    return replace(answer, size=status.st_size, mtime=status.st_mtime)
+
+
 def _run(args: argparse.Namespace) -> int:
     done = Future[set[str]]()  # known once the model is
     if not args.resume:
@@ -263,6 +285,8 @@ def _run(args: argparse.Namespace) -> int:
             raise UserError(f"--plot draws one song, {len(songs)} are named: leave out the others")
     if args.output and args.output.exists() and not args.resume:
         raise UserError(f"{args.output} is there already: delete it, or go on with --jsonl --resume")
+    if args.write_tags:
+        check_installed()
     failed = 0
     with Listeners(songs, args.start, args.duration, args.workers) as heard, ExitStack() as stack:
         import torch  # while the first song is decoded
@@ -280,10 +304,16 @@ def _run(args: argparse.Namespace) -> int:
         writer = _writer(args, detector, stream, run)
         stack.callback(writer.finish)
         for path, answer in detector.answers(heard, args.plot):
+            problem = answer if isinstance(answer, UserError) else None
+            if args.write_tags and not isinstance(answer, UserError):
+                try:
+                    answer = tagged(answer, args.yes)
+                except UserError as error:
+                    problem = error
             writer.add(path, answer)
-            if isinstance(answer, UserError):
+            if problem:
                 failed += 1
-                complain(str(answer))
+                complain(str(problem))
     return 1 if failed else 0
 
 
@@ -295,6 +325,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--resume goes with --jsonl and --output FILE")
     if args.timeline and args.csv:
         parser.error("--timeline doesn't go with --csv: choose --json or --jsonl")
+    if args.yes and not args.write_tags:
+        parser.error("--yes goes with --write-tags")
     try:
         return _run(args)
     except BrokenPipeError:  # whoever read the answers has gone: head, less

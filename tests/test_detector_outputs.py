@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+import soundfile
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import genre_detector
@@ -114,6 +115,42 @@ def test_an_older_checkpoint_is_refused(models, tmp_path, model):
     with pytest.raises(UserError, match=r"lacks 'min_confidence': run train_\w+\.py( --resume)? again"):
         GenreDetector(model, copied, "cpu")
     assert GenreDetector(model, copied, "cpu", 0.5).min_confidence == 0.5
+
+
+# ---------------------------------------------------------------- any sound
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seconds=st.floats(0.1, 8),
+    rate=st.sampled_from([8_000, 11_025, 22_050, 44_100, 48_000, 96_000]),
+    channels=st.integers(1, 3),
+    subtype=st.sampled_from(["PCM_U8", "PCM_16", "PCM_24", "FLOAT", "DOUBLE"]),
+    gain_db=st.floats(-20, 6),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_sound_is_answered_alike_in_every_level_and_container(
+    detector, tmp_path_factory, seconds, rate, channels, subtype, gain_db, seed
+):
+    folder = tmp_path_factory.getbasetemp()
+    rng = np.random.default_rng(seed)
+    count = round(seconds * rate) + 1
+    beat = np.exp(-4 * (np.arange(count) / rate % 0.5))[:, None]
+    sound = np.clip(0.2 * beat * rng.standard_normal((count, channels)), -1, 1)
+    soundfile.write(folder / "any.wav", sound, rate, subtype=subtype)
+    answer = detector.predict(folder / "any.wav")
+    values = np.array(list(answer.probabilities.values()))
+    assert np.isfinite(values).all()
+    assert values.min() >= 0
+    assert values.sum() == pytest.approx(1, abs=1e-6)
+    assert answer.duration_s == pytest.approx(seconds, abs=2 / rate)
+    if subtype in ("PCM_16", "PCM_24"):
+        stored = soundfile.read(folder / "any.wav", dtype="int32")[0]
+        soundfile.write(folder / "any.flac", stored, rate, subtype=subtype)
+        assert detector.predict(folder / "any.flac").probabilities == answer.probabilities
+    if subtype == "DOUBLE":
+        soundfile.write(folder / "louder.wav", sound * 10 ** (gain_db / 20), rate, subtype="FLOAT")
+        assert detector.predict(folder / "louder.wav").probabilities == pytest.approx(answer.probabilities, abs=1e-2)
 
 
 # ---------------------------------------------------------------- sections
