@@ -18,9 +18,14 @@ import numpy as np
 
 from archives import AUDIO_SUFFIXES
 from common import UserError
-from extract_features import AV_SUFFIXES, SoundReader, song_features
+from extract_features import AV_SUFFIXES, SoundReader, frame_correlation, song_features
 
 SUFFIXES = AUDIO_SUFFIXES | AV_SUFFIXES
+# Frame correlation below which a sound is no music. Measured: all 656 GTZAN songs and 47 others have 0.72 or more,
+# parts of 2 s of 196 of them 0.608 or more; white, pink and brown noise, hum, sines and silence have 0.52 or less.
+# Speech (0.83 or more) can't be told from music so.
+STEADY_BELOW = 0.6
+STEADY_SECONDS = 2.0  # of less than this only silence is called steady
 Found = tuple[str, UserError | None]  # a song, or a name and why no song is behind it
 
 
@@ -90,6 +95,7 @@ class Heard:
     mtime: float  # seconds since 1970: the file's before it was read
     notes: list[str]  # what had to be mended to decode the song
     features: dict[str, np.ndarray]  # of extract_features.song_features
+    steady: bool  # nothing in it but noise, a tone or silence
 
 
 def listen(
@@ -106,7 +112,9 @@ def listen(
         raise UserError(f"{path}: {'no such file' if isinstance(error, FileNotFoundError) else error}") from None
     blocks = iter(sound) if stop is None else itertools.takewhile(lambda _: not stop.is_set(), sound)
     features = song_features(blocks)
-    return Heard(start, sound.seconds, status.st_size, status.st_mtime, sound.notes, features)
+    correlation = frame_correlation(features["melspectrogram"])
+    steady = correlation < STEADY_BELOW and (sound.seconds >= STEADY_SECONDS or correlation == 0)
+    return Heard(start, sound.seconds, status.st_size, status.st_mtime, sound.notes, features, steady)
 
 
 class Listeners:

@@ -42,6 +42,7 @@ def as_text(prediction: Prediction, top_k: int, timeline: bool = False, width: i
         f"File:      {_shortened(printable(prediction.path), width - 11)}",
         f"Duration:  {clock(prediction.duration_s, 1)}  ({prediction.windows} windows)",
         *(f"Note:      {note}" for note in prediction.notes),
+        *(["Note:      unlike music: nothing but noise, a tone or silence"] if prediction.unlike_music else []),
         f"Genre:     {prediction.genre}",
     ]
     if not prediction.confident:
@@ -86,6 +87,7 @@ def as_record(path: str, answer: Prediction | UserError, run: dict[str, Any]) ->
         "mtime": answer.mtime,
         **{key: value for key, value in answer.as_json().items() if key != "path"},
         "confident": answer.confident,
+        "unlike_music": answer.unlike_music,
         "nearest": [genre for genre, _ in answer.ranked[:2]],
         "notes": answer.notes,
     }
@@ -199,7 +201,17 @@ class CsvWriter(Writer):
 
     def __init__(self, stream: IO[str], run: dict[str, Any], genres: Sequence[str]):
         super().__init__(stream, run)
-        fields = ["schema", "path", "duration_s", "windows", "genre", "confident", *(f"p_{g}" for g in genres), "error"]
+        fields = [
+            "schema",
+            "path",
+            "duration_s",
+            "windows",
+            "genre",
+            "confident",
+            "unlike_music",
+            *(f"p_{g}" for g in genres),
+            "error",
+        ]
         self.rows = csv.DictWriter(stream, fields, lineterminator="\n")
         self.rows.writeheader()
 
@@ -213,6 +225,7 @@ class CsvWriter(Writer):
                 "windows": answer.windows,
                 "genre": answer.genre,
                 "confident": str(answer.confident).lower(),
+                "unlike_music": str(answer.unlike_music).lower(),
                 **{f"p_{genre}": f"{p:.6f}" for genre, p in answer.probabilities.items()},
             }
         self.rows.writerow(row)

@@ -6,8 +6,9 @@ Writes  text, or with --json, --jsonl or --csv what docs/output.md describes, on
         with --plot a picture; with --write-tags --yes the songs' genre tags
 
 Probabilities are calibrated on validation songs and sum to 100 %. An answer is uncertain below the top probability
-from which on validation songs were right 9 times in 10. Exit code 0 when every song was classified, 1 when at least
-one couldn't be (each is named in one line on stderr), 2 for bad usage, 130 after Ctrl-C, which keeps what is done.
+from which on validation songs were right 9 times in 10, and for noise, a tone or silence always. Exit code 0 when every
+song was classified, 1 when at least one couldn't be (each is named in one line on stderr), 2 for bad usage, 130 after
+Ctrl-C, which keeps what is done.
 
 Examples
     python genre_detector.py song.mp3
@@ -69,10 +70,11 @@ class Prediction:
     genre: str
     probabilities: dict[str, float]
     notes: list[str] = field(default_factory=list)
-    confident: bool = True  # whether the top probability reaches the detector's ``min_confidence``
+    confident: bool = True  # the top probability reaches the detector's ``min_confidence``, and it may be music
     sections: list[Section] = field(default_factory=list)  # which part is what
     size: int = 0  # bytes, and
     mtime: float = 0.0  # seconds since 1970: the file's before it was read
+    unlike_music: bool = False  # noise, a tone or silence
 
     @property
     def ranked(self) -> list[tuple[str, float]]:
@@ -176,10 +178,11 @@ class GenreDetector:
             self.genres[int(log_probabilities.argmax())],
             dict(zip(self.genres, probabilities.tolist(), strict=True)),
             analysis.notes,
-            bool(probabilities.max() >= self.min_confidence),
+            bool(probabilities.max() >= self.min_confidence) and not heard.steady,
             sections(analysis.windows[self.model], analysis.borders, self.genres),
             heard.size,
             heard.mtime,
+            heard.steady,
         )
 
     def predictions(

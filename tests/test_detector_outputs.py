@@ -23,8 +23,10 @@ from hypothesis import strategies as st
 import genre_detector
 from checkpoints import load_checkpoint, save_checkpoint
 from common import UserError
+from detector_inputs import STEADY_BELOW
 from detector_output import as_text, songs_done
 from detector_timeline import Section, sections, window_borders
+from extract_features import SoundReader, decode, frame_correlation, song_features
 from genre_detector import GenreDetector, Prediction
 from predict import calibrated, confidence_threshold, window_starts
 
@@ -46,12 +48,12 @@ def detector(models: Path) -> GenreDetector:
 
 
 @pytest.fixture
-def songs(tmp_path: Path, render_tone) -> Path:
+def songs(tmp_path: Path, repo: Path) -> Path:
     """A folder of three songs, the second of which is none."""
     folder = tmp_path / "songs"
     folder.mkdir()
-    for name, hz in (("a.wav", 300), ("c.flac", 900)):
-        render_tone(folder / name, seconds=1, hz=hz)
+    for name, start in (("a.wav", 4), ("c.flac", 12)):
+        soundfile.write(folder / name, decode(repo / "examples" / "demo_song.ogg", start, 1).samples, 22_050)
     (folder / "b.wav").write_text("no music here\n" * 100)
     return folder
 
@@ -115,6 +117,58 @@ def test_an_older_checkpoint_is_refused(models, tmp_path, model):
     with pytest.raises(UserError, match=r"lacks 'min_confidence': run train_\w+\.py( --resume)? again"):
         GenreDetector(model, copied, "cpu")
     assert GenreDetector(model, copied, "cpu", 0.5).min_confidence == 0.5
+
+
+# ---------------------------------------------------------------- what is no music
+
+
+def sounds(rng: np.random.Generator, seconds: float) -> dict[str, np.ndarray]:
+    times = np.arange(round(seconds * 22_050)) / 22_050
+    noise = rng.standard_normal(len(times))
+    waves = np.fft.rfft(noise)
+    pink = np.fft.irfft(waves / np.sqrt(np.arange(len(waves)) + 1), len(times))
+    return {
+        "white": 0.2 * noise,
+        "pink": pink / np.abs(pink).max(),
+        "sine": 0.5 * np.sin(2 * np.pi * rng.uniform(100, 5000) * times),
+        "hum": 0.3 * np.sign(np.sin(2 * np.pi * 50 * times)) + 0.01 * noise,
+        "dither": np.round(rng.uniform(-1, 1, len(times))) / 32768,
+        "silence": 0 * times,
+    }
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), seconds=st.floats(2, 12))
+def test_noise_tones_and_silence_are_unlike_music(seed, seconds):
+    for name, sound in sounds(np.random.default_rng(seed), seconds).items():
+        features = song_features([sound.astype(np.float32)])
+        assert frame_correlation(features["melspectrogram"]) < STEADY_BELOW, name
+
+
+def test_the_correlation_by_hand():
+    square = np.tile([1.0, 1, -1, -1], 100)
+    assert frame_correlation(np.tile(square, (4, 1))) == pytest.approx(0, abs=0.01)
+    assert frame_correlation(np.tile(np.repeat([1.0, -1], 200), (4, 1))) == pytest.approx(0.99, abs=0.01)
+    assert frame_correlation(np.zeros((128, 50), dtype=np.float16)) == 0
+
+
+def test_no_answer_to_noise_is_confident(models, songs):
+    soundfile.write(songs / "noise.wav", sounds(np.random.default_rng(0), 3)["white"], 22_050)
+    easy = GenreDetector("fusion", models, "cpu", min_confidence=0)
+    noise, music = easy.predict(songs / "noise.wav"), easy.predict(songs / "a.wav")
+    assert (noise.unlike_music, noise.confident) == (True, False)
+    assert (music.unlike_music, music.confident) == (False, True)
+    assert "Note:      unlike music" in as_text(noise, 3)
+    assert "Note:" not in as_text(music, 3)
+
+
+def test_real_songs_are_like_music(gtzan_dir):
+    """A dozen of the 656 songs; the least correlated of all had 0.72."""
+    for folder in sorted((gtzan_dir / "genres").iterdir()):
+        path = sorted(folder.iterdir())[1]
+        for start, seconds in ((0, None), (10, 6)):
+            features = song_features(SoundReader(path, start, seconds))
+            assert frame_correlation(features["melspectrogram"]) > STEADY_BELOW, path
 
 
 # ---------------------------------------------------------------- any sound
@@ -299,8 +353,8 @@ def test_resume_answers_what_is_missing_changed_or_failed(detect, songs, tmp_pat
     assert detect(*args)[0] == 1
     assert [Path(line["path"]).name for line in lines_of(target)] == ["a.wav", "b.wav", "b.wav", "c.flac"]
 
-    render_tone(songs / "a.wav", seconds=2)
-    render_tone(tmp_path / "b.wav", seconds=1).rename(songs / "b.wav")
+    for name in ("a.wav", "b.wav"):
+        render_tone(songs / name, seconds=2)
     assert detect(*args)[0] == 0
     assert [Path(line["path"]).name for line in lines_of(target)][4:] == ["a.wav", "b.wav"]
     before = target.read_bytes()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 import genre_detector
 from common import UserError
@@ -80,8 +81,15 @@ def test_an_error_leaves_the_file_as_it_was(mutagen, render_tone, tmp_path, monk
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["song.flac", "song.seen"]
 
 
-def test_nothing_is_written_without_yes_or_confidence(mutagen, detect, render_tone, tmp_path):
-    path = render_tone(tmp_path / "song.flac")
+@pytest.fixture
+def song(repo: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "song.flac"
+    soundfile.write(path, decode(repo / "examples" / "demo_song.ogg", 4, 1).samples, 22_050)
+    return path
+
+
+def test_nothing_is_written_without_yes_or_confidence(mutagen, detect, song):
+    path = song
     before = path.read_bytes()
     code, out, err = detect("--json", "--write-tags", "--min-confidence", 0, path)
     genre = json.loads(out)[0]["genre"]
@@ -92,8 +100,8 @@ def test_nothing_is_written_without_yes_or_confidence(mutagen, detect, render_to
     assert path.read_bytes() == before
 
 
-def test_yes_writes_and_resume_knows_the_file_again(mutagen, detect, render_tone, tmp_path):
-    path, target = render_tone(tmp_path / "song.flac"), tmp_path / "out.jsonl"
+def test_yes_writes_and_resume_knows_the_file_again(mutagen, detect, song, tmp_path):
+    path, target = song, tmp_path / "out.jsonl"
     args = ("--write-tags", "--yes", "--min-confidence", 0, "--jsonl", "--output", target, "--resume", path)
     assert detect(*args)[0] == 0
     [record] = [json.loads(line) for line in target.read_text().splitlines()]
