@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+import extract_features
+
 MEL_OF_1_KHZ = 38  # the band where Slaney's mel scale turns from linear to logarithmic, of 128 up to 11,025 Hz
 
 
@@ -30,11 +32,8 @@ class Augmentation:
 
 
 def dct_basis(n_mfcc: int, n_mels: int) -> torch.Tensor:
-    """Orthonormal DCT-II, float32 (n_mfcc, n_mels): log-mel -> MFCC; its transpose leads back."""
-    order, band = torch.arange(n_mfcc, dtype=torch.float64)[:, None], torch.arange(n_mels, dtype=torch.float64)
-    basis = torch.cos(math.pi / n_mels * (band + 0.5) * order) * math.sqrt(2 / n_mels)
-    basis[0] /= math.sqrt(2)
-    return basis.float()
+    """The basis of the stored MFCCs, float32 (n_mfcc, n_mels), as a tensor."""
+    return torch.from_numpy(extract_features.dct_basis(n_mfcc, n_mels))
 
 
 def cut_windows(

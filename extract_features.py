@@ -23,7 +23,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -43,9 +42,6 @@ from common import (
     write_json,
 )
 
-if TYPE_CHECKING:
-    import soundfile
-
 SAMPLE_RATE = 22_050  # Hz
 N_FFT = 2048  # samples
 HOP_LENGTH = 512  # samples between frames: 43.07 frames a second
@@ -55,6 +51,7 @@ TOP_DB = 80.0  # dB below the song's loudest mel cell where the log-mel is cut o
 FRAMES_PER_SECOND = SAMPLE_RATE / HOP_LENGTH
 MIN_SECONDS = 0.1  # less sound than this is refused
 BLOCK_FRAMES = 1 << 16  # samples a channel that are decoded at a time
+AV_SUFFIXES = frozenset({".m4a", ".mp4", ".aac", ".wma"})  # what libsndfile doesn't read and PyAV does
 
 # Saved with the features and in every checkpoint; a difference is refused.
 FEATURE_SETTINGS = {
@@ -78,7 +75,8 @@ class SoundReader:
 
     Parameters
     ----------
-    path : file that libsndfile reads: wav, flac, ogg, opus, mp3, au, aiff
+    path : wav, flac, ogg, opus, mp3, au or aiff, which libsndfile reads; m4a, mp4, aac or wma, for which PyAV must be
+        installed (requirements-formats.txt)
     start, duration : seconds; the part of the file to read (None: to its end)
 
     After iteration ``rate`` is the file's own rate in Hz, ``seconds`` the length read and ``notes`` what had to be
@@ -95,56 +93,102 @@ class SoundReader:
         self.rate, self.seconds, self.notes = 0, 0.0, list[str]()
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        import soundfile
-
         if not self.path.is_file():
             raise UserError(f"{self.path}: not a file" if self.path.exists() else f"{self.path}: no such file")
+        blocks = self._with_av() if self.path.suffix.lower() in AV_SUFFIXES else self._mono()
         try:
-            with soundfile.SoundFile(self.path) as stream:
-                yield from self._resampled(stream)
-        except (soundfile.LibsndfileError, OSError, ValueError, RuntimeError) as error:
+            yield from self._resampled(blocks)
+        except (OSError, ValueError, RuntimeError) as error:  # libsndfile's and FFmpeg's are among them
             raise UserError(f"{self.path}: can't be decoded ({_reason(error)})") from None
         if self.seconds < MIN_SECONDS:
             raise UserError(f"{self.path}: {self.seconds:.3f} s of sound, at least {MIN_SECONDS} s needed")
 
-    def _resampled(self, stream: soundfile.SoundFile) -> Iterator[np.ndarray]:
+    def _resampled(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         import soxr
 
-        self.rate = stream.samplerate
-        resample = soxr.ResampleStream(self.rate, SAMPLE_RATE, 1, dtype="float32").resample_chunk
+        resampler = None
         not_numbers = read = 0
-        for mono in self._mono(stream):
+        for mono in blocks:
+            if resampler is None:  # the rate is known with the first block
+                resampler = soxr.ResampleStream(self.rate, SAMPLE_RATE, 1, dtype="float32")
             finite = np.isfinite(mono)
             not_numbers += int((~finite).sum())
             read += len(mono)
-            yield resample(np.where(finite, mono, np.float32(0)))
-        yield resample(np.zeros(0, dtype=np.float32), last=True)
+            yield resampler.resample_chunk(np.where(finite, mono, np.float32(0)))
+        if resampler is None:
+            return
+        yield resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
         if read and not_numbers == read:
             raise UserError(f"{self.path}: holds no numbers, only NaN or infinity")
         if not_numbers:
             self.notes.append(f"{not_numbers} samples were NaN or infinite and became silence")
         self.seconds = read / self.rate
 
-    def _mono(self, stream: soundfile.SoundFile) -> Iterator[np.ndarray]:
-        """The wanted part of the file at its own rate, as far as it can be read."""
+    def _mono(self) -> Iterator[np.ndarray]:
+        """The wanted part of the file at its own rate, as far as libsndfile can read it."""
         import soundfile
 
-        if self.start:
-            stream.seek(min(round(self.start * self.rate), stream.frames))
-        first = stream.tell()
-        wanted = stream.frames - first
-        if self.duration is not None:
-            wanted = min(wanted, round(self.duration * self.rate))
-        while wanted > 0:
-            try:
-                block = stream.read(min(BLOCK_FRAMES, wanted), dtype="float32", always_2d=True)
-            except soundfile.LibsndfileError as error:
-                self.notes.append(f"breaks off after {(stream.tell() - first) / self.rate:.1f} s ({_reason(error)})")
-                return
-            if not len(block):
-                return
-            wanted -= len(block)
-            yield block.mean(axis=1)
+        with soundfile.SoundFile(self.path) as stream:
+            self.rate = stream.samplerate
+            if self.start:
+                stream.seek(min(round(self.start * self.rate), stream.frames))
+            first = stream.tell()
+            wanted = stream.frames - first
+            if self.duration is not None:
+                wanted = min(wanted, round(self.duration * self.rate))
+            while wanted > 0:
+                try:
+                    block = stream.read(min(BLOCK_FRAMES, wanted), dtype="float32", always_2d=True)
+                except soundfile.LibsndfileError as error:
+                    self._breaks_off((stream.tell() - first) / self.rate, error)
+                    return
+                if not len(block):
+                    return
+                wanted -= len(block)
+                yield block.mean(axis=1)
+
+    def _with_av(self) -> Iterator[np.ndarray]:
+        """The same through PyAV, which decodes what libsndfile doesn't."""
+        try:
+            import av
+        except ImportError:
+            raise UserError(
+                f"{self.path}: {self.path.suffix} needs PyAV: pip install -r requirements-formats.txt"
+            ) from None
+
+        read = 0
+        try:
+            with av.open(str(self.path)) as container:
+                if not container.streams.audio:
+                    raise UserError(f"{self.path}: can't be decoded (there is no sound in it)")
+                stream = container.streams.audio[0]
+                self.rate = stream.rate
+                # Seeking is inexact in these formats: what comes before the start is decoded and dropped
+                skip = round(self.start * self.rate)
+                wanted = None if self.duration is None else round(self.duration * self.rate)
+                pending: list[np.ndarray] = []
+                resampler = av.AudioResampler(format="fltp", layout=stream.layout, rate=self.rate)
+                frames = itertools.chain(container.decode(stream), [None])  # None flushes the resampler
+                for piece in itertools.chain.from_iterable(map(resampler.resample, frames)):
+                    mono = piece.to_ndarray().mean(axis=0, dtype=np.float32)[skip:]
+                    skip -= min(skip, piece.samples)
+                    mono = mono if wanted is None else mono[: wanted - read]
+                    read += len(mono)
+                    pending.append(mono)
+                    if sum(map(len, pending)) >= BLOCK_FRAMES:
+                        yield np.concatenate(pending)
+                        pending.clear()
+                    if read == wanted:
+                        break
+        except (av.FFmpegError, OSError, ValueError) as error:
+            if not read:
+                raise ValueError(_reason(error)) from None
+            self._breaks_off(read / self.rate, error)
+        if read:
+            yield np.concatenate(pending) if pending else np.zeros(0, dtype=np.float32)
+
+    def _breaks_off(self, seconds: float, error: Exception) -> None:
+        self.notes.append(f"breaks off after {seconds:.1f} s ({_reason(error)})")
 
 
 @dataclass(frozen=True)
@@ -168,8 +212,8 @@ def decode(path: Path, start: float = 0.0, duration: float | None = None) -> Sou
 
 
 def _reason(error: Exception) -> str:
-    """libsndfile's reason without the file name that it repeats."""
-    return str(getattr(error, "error_string", error)).rstrip(".")
+    """The decoder's reason without the file name that it repeats."""
+    return str(getattr(error, "error_string", None) or getattr(error, "strerror", None) or error).rstrip(".")
 
 
 # ---------------------------------------------------------------- features
@@ -198,19 +242,21 @@ def mel_power(blocks: Iterable[np.ndarray]) -> np.ndarray:
     Equal to ``librosa.feature.melspectrogram`` with zero padding, but in bounded memory and without its imports:
     frames are centred, one is cut every 512 samples, there are 1 + samples // 512.
     """
-    from scipy.fft import rfft
-
     hann = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT)).astype(np.float32)
     margin = np.zeros(N_FFT // 2, dtype=np.float32)
-    pending, mels = margin, []
+    pending, frames = margin, 0
+    mels = np.empty((BLOCK_FRAMES // HOP_LENGTH, N_MELS), dtype=np.float32)
     for block in itertools.chain(blocks, [margin]):
         pending = np.concatenate([pending, block])
         if len(pending) >= N_FFT:
             cuts = np.lib.stride_tricks.sliding_window_view(pending, N_FFT)[::HOP_LENGTH]
-            spectrum = rfft(cuts * hann, axis=1)
-            mels.append(mel_filters() @ (spectrum.real**2 + spectrum.imag**2).T)
+            spectrum = np.fft.rfft(cuts * hann)  # scipy's is faster, but takes longer to import than a song takes
+            if frames + len(cuts) > len(mels):  # grows in place: a long song is in memory once
+                mels.resize((max(len(mels) * 5 // 4, frames + len(cuts)), N_MELS), refcheck=False)
+            mels[frames : frames + len(cuts)] = (spectrum.real**2 + spectrum.imag**2) @ mel_filters().T
+            frames += len(cuts)
             pending = pending[len(cuts) * HOP_LENGTH :]
-    return np.concatenate(mels, axis=1)
+    return mels[:frames].T
 
 
 def normalised_log_mel(mel: np.ndarray) -> np.ndarray:
@@ -241,11 +287,32 @@ def song_features(blocks: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
     ``melspectrogram`` float16 (128, frames) and ``mfcc`` float16 (20, frames), frames = 1 + samples // 512. The
     MFCCs are the orthonormal DCT-II of the normalised log-mel, so they carry the same normalisation.
     """
-    from scipy.fft import dct
-
     log_mel = normalised_log_mel(mel_power(blocks))
-    basis = dct(np.eye(N_MELS, dtype=np.float32), type=2, norm="ortho", axis=0)[:N_MFCC]
-    return {"melspectrogram": log_mel.astype(np.float16), "mfcc": (basis @ log_mel).astype(np.float16)}
+    return {
+        "melspectrogram": log_mel.astype(np.float16, order="C"),
+        "mfcc": (dct_basis() @ log_mel).astype(np.float16, order="C"),
+    }
+
+
+def dct_basis(n_mfcc: int = N_MFCC, n_mels: int = N_MELS) -> np.ndarray:
+    """Orthonormal DCT-II, float32 (n_mfcc, n_mels): log-mel -> MFCC; its transpose leads back."""
+    order, band = np.arange(n_mfcc)[:, None], np.arange(n_mels)
+    basis = np.cos(np.pi / n_mels * (band + 0.5) * order) * np.sqrt(2 / n_mels)
+    basis[0] /= np.sqrt(2)
+    return basis.astype(np.float32)
+
+
+def frame_correlation(log_mel: np.ndarray) -> float:
+    """Correlation of neighbouring frames of a normalised log-mel (128, frames), over all bands; 0 for silence.
+
+    Of noise it is 0.50, because frames overlap by three quarters; what lasts or returns makes it larger.
+    """
+    products = squares = 0.0
+    for band in log_mel:  # one at a time: a long song in single precision is large
+        values = band.astype(np.float32)
+        products += float(values[1:] @ values[:-1])
+        squares += float(values @ values)
+    return products / squares if squares else 0.0
 
 
 # ---------------------------------------------------------------- feature files

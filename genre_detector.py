@@ -1,15 +1,20 @@
 """Classify songs by genre with the trained networks.
 
-Reads   the songs (wav, flac, ogg, opus, mp3, au, aiff), models/*/model.safetensors
-Writes  nothing; text or, with --json, one JSON array on standard output
+Reads   the songs (wav, flac, ogg, opus, mp3, au, aiff; m4a, mp4, aac and wma with requirements-formats.txt),
+        models/*/model.safetensors
+Writes  text, or with --json, --jsonl or --csv what docs/output.md describes, on standard output or to --output;
+        with --plot a picture; with --write-tags --yes the songs' genre tags
 
-Probabilities are calibrated on validation songs and sum to 100 %. Exit code 0 when every song was classified,
-1 when at least one couldn't be (each is named in one line on stderr), 2 for bad usage.
+Probabilities are calibrated on validation songs and sum to 100 %. An answer is uncertain below the top probability
+from which on validation songs were right 9 times in 10, and for noise, a tone or silence always. Exit code 0 when every
+song was classified, 1 when at least one couldn't be (each is named in one line on stderr), 2 for bad usage, 130 after
+Ctrl-C, which keeps what is done.
 
 Examples
     python genre_detector.py song.mp3
-    python genre_detector.py --model dpa_cnn --top-k 3 *.ogg
-    python genre_detector.py --json album/*.flac > genres.json
+    python genre_detector.py --timeline --plot song.png --start 60 --duration 120 song.mp3
+    python genre_detector.py --jsonl --output genres.jsonl --resume --workers 2 ~/Music
+    find . -name "*.ogg" | python genre_detector.py --csv - > genres.csv
 
 From Python
     from genre_detector import GenreDetector
@@ -20,21 +25,28 @@ From Python
 from __future__ import annotations
 
 import argparse
-import json
+import math
+import os
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
-from common import UserError, argument_parser, command, complain, file_sha256, positive_int
-from extract_features import SoundReader, song_features
+from common import UserError, argument_parser, command, complain, file_sha256, fraction, positive_int
+from detector_inputs import Found, Heard, Listeners, find_songs, listen
+from detector_output import CsvWriter, JsonLinesWriter, JsonWriter, TextWriter, Writer, songs_done
+from detector_output import as_text as as_text
+from detector_tags import check_installed, read_genre, write_genre
+from detector_timeline import Section, draw, sections, window_borders
+from predict import window_starts
 
 FUSION = "fusion"
 MODELS = (FUSION, "dpa_cnn", "ecas_cnn", "cnn_bigru")
-BAR_WIDTH = 32
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,7 @@ class Analysis:
     notes: list[str]  # what had to be mended to decode the song
     song: dict[str, np.ndarray]  # model -> (classes,)
     windows: dict[str, np.ndarray]  # model -> (windows, classes)
+    borders: np.ndarray  # (windows + 1,): seconds of the file between which each window is nearest
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,16 @@ class Prediction:
     genre: str
     probabilities: dict[str, float]
     notes: list[str] = field(default_factory=list)
+    confident: bool = True  # the top probability reaches the detector's ``min_confidence``, and it may be music
+    sections: list[Section] = field(default_factory=list)  # which part is what
+    size: int = 0  # bytes, and
+    mtime: float = 0.0  # seconds since 1970: the file's before it was read
+    unlike_music: bool = False  # noise, a tone or silence
+
+    @property
+    def ranked(self) -> list[tuple[str, float]]:
+        """Genres with their probabilities, the likeliest first."""
+        return sorted(self.probabilities.items(), key=lambda item: -item[1])
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -77,6 +100,8 @@ class GenreDetector:
     model : "fusion", or the name of one network
     models : folder of checkpoints; by default the one beside this file
     device : "auto", "cpu", "cuda" or "mps"
+    min_confidence : top probability from which on an answer is confident; by default the model's own, from which on
+        its answers to validation songs were right 9 times in 10
 
     Raises
     ------
@@ -84,9 +109,15 @@ class GenreDetector:
     fitted on.
     """
 
-    def __init__(self, model: str = FUSION, models: str | Path | None = None, device: str = "auto"):
+    def __init__(
+        self,
+        model: str = FUSION,
+        models: str | Path | None = None,
+        device: str = "auto",
+        min_confidence: float | None = None,
+    ):
         from extract_model_features import MEMBERS, load_members
-        from train_fusion import load_fusion
+        from train_fusion import MADE_BY, load_fusion
 
         folder = Path(models) if models is not None else Path(__file__).resolve().parent / "models"
         if model not in (FUSION, *MEMBERS):
@@ -94,22 +125,30 @@ class GenreDetector:
         self.model = model
         self._members = load_members(folder, MEMBERS if model == FUSION else [model], device)
         self._fusion = None
+        self.meta = own = self._members[0].meta
+        path, remedy = folder / model / "model.safetensors", f"{MEMBERS.get(model)}.py --resume"
         if model == FUSION:
-            self._fusion, meta = load_fusion(folder)
+            self._fusion, own = load_fusion(folder)
+            path, remedy = folder / "fusion_progressive" / "model.safetensors", MADE_BY
             for member in self._members:
-                if meta["members"].get(member.name) != file_sha256(folder / member.name / "model.safetensors"):
+                if own["members"].get(member.name) != file_sha256(folder / member.name / "model.safetensors"):
                     raise UserError(f"the fusion was fitted on another {member.name}: run train_fusion.py again")
-        self.meta = self._members[0].meta
+        if min_confidence is None and "min_confidence" not in own:
+            raise UserError(f"{path} lacks 'min_confidence': run {remedy} again")
+        self.min_confidence: float = own["min_confidence"] if min_confidence is None else min_confidence
+        self.weights = file_sha256(path)[:12]  # tells released models apart
         self.genres: list[str] = self._members[0].genres
         self.device = str(next(self._members[0].network.parameters()).device)
 
     def analyse(self, path: str | Path, start: float = 0.0, duration: float | None = None) -> Analysis:
         """What every loaded model says of a song, and of each of its windows. Raises UserError as ``SoundReader``."""
+        return self.judge(listen(path, start, duration))
+
+    def judge(self, heard: Heard) -> Analysis:
+        """What every loaded model says of a song that ``listen`` decoded."""
         from extract_model_features import fusion_inputs
 
-        sound = SoundReader(Path(path), start, duration)
-        features = song_features(sound)
-        outputs = [member.outputs([features])[0] for member in self._members]
+        outputs = [member.outputs([heard.features])[0] for member in self._members]
         windows = {member.name: rows for member, (rows, _) in zip(self._members, outputs, strict=True)}
         song = {name: rows.mean(axis=0) for name, rows in windows.items()}
         song = {name: row - np.logaddexp.reduce(row) for name, row in song.items()}
@@ -117,86 +156,185 @@ class GenreDetector:
             rows, vectors = fusion_inputs(outputs)
             windows[FUSION] = self._fusion(rows, vectors)
             song[FUSION] = self._fusion(rows.mean(axis=0)[None], vectors.mean(axis=0)[None])[0]
-        return Analysis(sound.seconds, sound.notes, song, windows)
+        window = self._members[0].window
+        starts = window_starts(heard.features["mfcc"].shape[1], window, self._members[0].overlap)
+        borders = window_borders(starts, window, heard.start, heard.seconds)
+        return Analysis(heard.seconds, heard.notes, song, windows, borders)
 
     def predict(self, path: str | Path, start: float = 0.0, duration: float | None = None) -> Prediction:
         """The genre of a song, or of a part of it (seconds). Raises UserError as ``SoundReader``."""
-        analysis = self.analyse(path, start, duration)
+        heard = listen(path, start, duration)
+        return self.conclude(str(path), heard, self.judge(heard))
+
+    def conclude(self, path: str, heard: Heard, analysis: Analysis) -> Prediction:
+        """The answer that follows from an analysis."""
         log_probabilities = analysis.song[self.model]
         probabilities = np.exp(log_probabilities)
         probabilities /= probabilities.sum()
         return Prediction(
-            str(path),
+            path,
             analysis.seconds,
             len(analysis.windows[self.model]),
             self.genres[int(log_probabilities.argmax())],
             dict(zip(self.genres, probabilities.tolist(), strict=True)),
             analysis.notes,
+            bool(probabilities.max() >= self.min_confidence) and not heard.steady,
+            sections(analysis.windows[self.model], analysis.borders, self.genres),
+            heard.size,
+            heard.mtime,
+            heard.steady,
         )
 
+    def predictions(
+        self, songs: Iterable[str | Path], start: float = 0.0, duration: float | None = None, workers: int = 1
+    ) -> Iterator[tuple[str, Prediction | UserError]]:
+        """Each song's answer, or why there is none; ``workers`` threads decode while the networks run."""
+        with Listeners(((str(song), None) for song in songs), start, duration, workers) as heard:
+            yield from self.answers(heard)
 
-def predictions(detector: GenreDetector, songs: Sequence[str]) -> Iterator[tuple[str, Prediction | str]]:
-    """Each song's prediction, or the reason why there is none."""
-    for song in songs:
-        try:
-            yield song, detector.predict(song)
-        except UserError as error:
-            yield song, str(error)
+    def answers(
+        self, songs: Iterable[tuple[str, Heard | UserError]], plot: Path | None = None
+    ) -> Iterator[tuple[str, Prediction | UserError]]:
+        """The same for songs that ``Listeners`` decode; ``plot`` is a picture of the last one's probabilities."""
+        for path, heard in songs:
+            if isinstance(heard, UserError):
+                yield path, heard
+                continue
+            analysis = self.judge(heard)
+            if plot is not None:
+                log_mel = heard.features["melspectrogram"]
+                draw(log_mel, analysis.windows[self.model], analysis.borders, self.genres, plot)
+            yield path, self.conclude(path, heard, analysis)
 
 
-def as_text(prediction: Prediction, top_k: int) -> str:
-    """The answer for people: file, duration, the likeliest genres with bars."""
-    ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[:top_k]
-    width = max(len(genre) for genre, _ in ranked)
-    minutes, seconds = divmod(prediction.duration_s, 60)
-    lines = [
-        f"File:      {prediction.path}",
-        f"Duration:  {int(minutes)}:{seconds:04.1f}  ({prediction.windows} windows)",
-        *(f"Note:      {note}" for note in prediction.notes),
-        f"Genre:     {prediction.genre}",
-        "",
-        *(f"  {genre:{width}}  {100 * p:5.1f} %  {'#' * round(BAR_WIDTH * p)}".rstrip() for genre, p in ranked),
-        "",
-    ]
-    return "\n".join(lines).encode("utf-8", "backslashreplace").decode()
+# ---------------------------------------------------------------- command line
+
+
+def seconds(text: str) -> float:
+    """An argparse type: a finite number from 0 on."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds")
+    return value
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argument_parser(__doc__, "--device", "--threads", "--json")
-    parser.add_argument("songs", nargs="+", metavar="SONG", help="sound file")
+    parser = argument_parser(__doc__, "--device", "--threads")
+    parser.add_argument(
+        "songs",
+        nargs="+",
+        metavar="SONG",
+        help="sound file, folder, pattern, or - for a list of them on standard input",
+    )
     parser.add_argument("--model", choices=MODELS, default=FUSION, help="which model answers")
     parser.add_argument("--models", type=Path, metavar="DIR", help="folder of checkpoints; if not given, the one here")
-    parser.add_argument("--top-k", type=positive_int, default=5, metavar="K", help="genres shown a song")
+    parser.add_argument("--start", type=seconds, default=0.0, metavar="S", help="seconds left out at the start")
+    parser.add_argument("--duration", type=seconds, metavar="S", help="seconds used; if not given, to the end")
+    parser.add_argument(
+        "--min-confidence", type=fraction, metavar="P", help="less is uncertain; if not given, the model's own"
+    )
+    parser.add_argument("--workers", type=positive_int, default=1, metavar="N", help="threads that decode ahead")
+    parser.add_argument("--top-k", type=positive_int, default=5, metavar="K", help="genres shown a song, in text")
+    parser.add_argument("--timeline", action="store_true", help="also say which part of a song is what")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw one song's probabilities over time")
+    formats = parser.add_mutually_exclusive_group()
+    formats.add_argument("--json", action="store_true", help="print one JSON array, at the end")
+    formats.add_argument("--jsonl", action="store_true", help="print a JSON line a song, as it is done")
+    formats.add_argument("--csv", action="store_true", help="print a CSV row a song, as it is done")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of on standard output")
+    parser.add_argument("--write-tags", action="store_true", help="say which genre tags confident answers would change")
+    parser.add_argument("--yes", action="store_true", help="with --write-tags: change them")
+    parser.add_argument("--resume", action="store_true", help="skip songs that FILE answers, if they are unchanged")
     return parser
+
+
+def _writer(args: argparse.Namespace, detector: GenreDetector, stream: IO[str], run: dict[str, Any]) -> Writer:
+    if args.json:
+        return JsonWriter(stream, run)
+    if args.jsonl:
+        return JsonLinesWriter(stream, run)
+    if args.csv:
+        return CsvWriter(stream, run, detector.genres)
+    return TextWriter(stream, run, args.top_k, detector.device)
+
+
+def tagged(answer: Prediction, write: bool) -> Prediction:
+    """Put a confident answer into the file's tags, or say on stderr that it would be; the file as it is then.
+
+    Raises UserError if the tags can't be read or written.
+    """
+    path = Path(answer.path)
+    old = read_genre(path)
+    if not answer.confident or old == [answer.genre]:
+        return answer
+    change = f"{path}: genre tag {', '.join(old) or 'none'} -> {answer.genre}"
+    if not write:
+        complain(f"{change}; --yes would write it")
+        return answer
+    write_genre(path, answer.genre)
+    complain(change)
+    status = os.stat(path)
+    return replace(answer, size=status.st_size, mtime=status.st_mtime)
+
+
+def _run(args: argparse.Namespace) -> int:
+    done = Future[set[str]]()  # known once the model is
+    if not args.resume:
+        done.set_result(set())
+    songs: Iterable[Found] = (found for found in find_songs(args.songs) if found[0] not in done.result())
+    if args.plot:
+        songs = list(songs)
+        if len(songs) != 1:
+            raise UserError(f"--plot draws one song, {len(songs)} are named: leave out the others")
+    if args.output and args.output.exists() and not args.resume:
+        raise UserError(f"{args.output} is there already: delete it, or go on with --jsonl --resume")
+    if args.write_tags:
+        check_installed()
+    failed = 0
+    with Listeners(songs, args.start, args.duration, args.workers) as heard, ExitStack() as stack:
+        import torch  # while the first song is decoded
+
+        torch.set_num_threads(args.threads)
+        detector = GenreDetector(args.model, args.models, args.device, args.min_confidence)
+        run = {"model": args.model, "weights": detector.weights, "min_confidence": detector.min_confidence}
+        run |= {"start": args.start, "duration": args.duration, "timeline": args.timeline}
+        if args.resume:
+            done.set_result(songs_done(args.output, run) if args.output.exists() else set())
+        stream: IO[str] = sys.stdout
+        if args.output:
+            args.output.parent.mkdir(parents=True, exist_ok=True)
+            stream = stack.enter_context(args.output.open("a", encoding="utf-8", newline="\n"))
+        writer = _writer(args, detector, stream, run)
+        stack.callback(writer.finish)
+        for path, answer in detector.answers(heard, args.plot):
+            problem = answer if isinstance(answer, UserError) else None
+            if args.write_tags and not isinstance(answer, UserError):
+                try:
+                    answer = tagged(answer, args.yes)
+                except UserError as error:
+                    problem = error
+            writer.add(path, answer)
+            if problem:
+                failed += 1
+                complain(str(problem))
+    return 1 if failed else 0
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
-
-    import torch
-
-    torch.set_num_threads(args.threads)
-    detector = GenreDetector(args.model, args.models, args.device)
-    if not args.json:
-        print(f"Music genre detection with {args.model} on {detector.device}")
-        print("=" * 64)
-    records: list[dict[str, Any]] = []
-    failed = 0
-    for song, answer in predictions(detector, args.songs):
-        if isinstance(answer, str):
-            failed += 1
-            complain(answer)
-            records.append({"path": song, "error": answer})
-        elif args.json:
-            records.append(answer.as_json())
-        else:
-            print(as_text(answer, args.top_k), flush=True)
-    if args.json:
-        print(json.dumps(records, indent=1))
-    elif len(args.songs) > 1:
-        print(f"{len(args.songs) - failed} of {len(args.songs)} songs classified")
-    return 1 if failed else 0
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.resume and not (args.jsonl and args.output):
+        parser.error("--resume goes with --jsonl and --output FILE")
+    if args.timeline and args.csv:
+        parser.error("--timeline doesn't go with --csv: choose --json or --jsonl")
+    if args.yes and not args.write_tags:
+        parser.error("--yes goes with --write-tags")
+    try:
+        return _run(args)
+    except BrokenPipeError:  # whoever read the answers has gone: head, less
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 if __name__ == "__main__":

@@ -32,7 +32,9 @@ from common import (
 )
 from extract_features import N_MELS, N_MFCC, load_features
 from predict import (
+    calibrated,
     class_accuracies,
+    confidence_threshold,
     fit_temperature,
     network_outputs,
     window_hop,
@@ -467,9 +469,11 @@ class Trainer:
         fill_network(self.average, halves, best)
         outputs = self._validate(None)
         songs = np.bincount(self.val_labels, minlength=len(self.catalogue.genres))
+        temperature = fit_temperature(outputs, self.val_labels)
         meta = self._meta() | {
             "released_epoch": chosen["progress"]["epoch"] + 1,
-            "temperature": fit_temperature(outputs, self.val_labels),
+            "temperature": temperature,
+            "min_confidence": confidence_threshold(calibrated(outputs, temperature), self.val_labels),
             "validation_accuracy": float((outputs.argmax(1) == self.val_labels).mean()),
             "label_conditioned_composite": float(np.dot(songs, self.state.best_accuracies) / songs.sum()),
         }

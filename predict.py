@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 INFERENCE_BATCH = 64  # windows
+RIGHT_WHEN_CONFIDENT = 0.9  # part of the confident answers to validation songs
 
 
 def window_hop(window: int, overlap: float) -> int:
@@ -54,7 +55,7 @@ def network_outputs(
         starts = window_starts(song.shape[1], window, overlap)
         if limit is not None and len(starts) > limit:
             starts = starts[np.linspace(0, len(starts) - 1, limit).round().astype(int)]
-        padded = np.pad(song, ((0, 0), (0, max(0, window - song.shape[1]))))
+        padded = song if song.shape[1] >= window else np.pad(song, ((0, 0), (0, window - song.shape[1])))
         pieces += [padded[:, start : start + window] for start in starts]
         counts.append(len(starts))
     log_probabilities, features = [], []
@@ -84,6 +85,24 @@ def fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
         return -float(outputs[np.arange(len(labels)), labels].mean())
 
     return math.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x)
+
+
+def confidence_threshold(outputs: np.ndarray, labels: np.ndarray, wanted: float = RIGHT_WHEN_CONFIDENT) -> float:
+    """The least top probability that counts as confident.
+
+    Parameters
+    ----------
+    outputs : calibrated log-probabilities (songs, classes) of songs that nothing was fitted on
+    labels : int (songs,)
+    wanted : the songs whose top probability reaches the threshold are right at least this often
+
+    Returns
+    -------
+    The lowest such threshold, or 1 where there is none.
+    """
+    top, right = np.exp(outputs).max(axis=1), outputs.argmax(axis=1) == labels
+    good = [threshold for threshold in np.unique(top) if right[top >= threshold].mean() >= wanted]
+    return float(min(good, default=1.0))
 
 
 def class_accuracies(right: np.ndarray, labels: np.ndarray, classes: int) -> list[float | None]:

@@ -1,61 +1,133 @@
-"""Measure the detector: cold start, next song, memory.
+"""Measure the detector: from a cold start to the answer, the next song, a folder, each stage, a long file, memory.
 
 Reads   songs (default: the demo song), models/
-Writes  nothing; prints a table
+Writes  nothing that stays; prints a table
 
-Example
-    python benchmarks/detector_speed.py --repeat 5
+Memory is the largest resident set of a process of its own that runs the command line, Python and torch included.
+
+Examples
+    python benchmarks/detector_speed.py
+    python benchmarks/detector_speed.py --hours 2 my_music/
 """
 
 from __future__ import annotations
 
-import resource
+import os
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common import argument_parser, command, format_table, positive_int  # noqa: E402
+from common import UserError, argument_parser, command, format_table, positive_int  # noqa: E402
+from detector_inputs import find_songs, listen  # noqa: E402
+
+DEMO = ROOT / "examples" / "demo_song.ogg"
+
+
+def run_alone(args: Sequence[object]) -> tuple[float, float]:
+    """Seconds and peak memory in MB of a Python process."""
+    started = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *map(str, args)], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise UserError(f"{' '.join(map(str, args))} left with exit code {process.returncode}: see its message above")
+    return time.perf_counter() - started, usage.ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
+
+
+def median_time(work: Callable[[], object], repeat: int) -> float:
+    """Median seconds of a call after a first one."""
+    work()
+    times = []
+    for _ in range(repeat):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def stages(detector: object, song: Path, repeat: int) -> list[tuple[str, float]]:
+    """Median seconds of each stage of one song."""
+    from extract_features import SoundReader, song_features
+    from genre_detector import GenreDetector
+
+    assert isinstance(detector, GenreDetector)
+    blocks = list(SoundReader(song))
+    heard = listen(song)
+    analysis = detector.judge(heard)
+    found: list[tuple[str, Callable[[], object]]] = [
+        ("decode and resample", lambda: list(SoundReader(song))),
+        ("log-mel and MFCC", lambda: song_features(blocks)),
+    ]
+    for member in detector._members:
+        found.append((member.name, lambda member=member: member.outputs([heard.features])))
+    found.append(("sections and answer", lambda: detector.conclude("", heard, analysis)))
+    return [(name, median_time(work, repeat)) for name, work in found]
+
+
+def write_long(path: Path, hours: float) -> None:
+    """The demo song over and over, 44,100 Hz stereo FLAC."""
+    import soundfile
+    import soxr
+
+    samples, rate = soundfile.read(DEMO, dtype="float32")
+    stereo = np.tile(soxr.resample(samples, rate, 44_100)[:, None], (1, 2))
+    with soundfile.SoundFile(path, "w", 44_100, 2) as stream:
+        for _ in range(round(hours * 3600 * 44_100 / len(stereo))):
+            stream.write(stereo)
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__, "--threads")
-    parser.add_argument("songs", nargs="*", type=Path, default=[ROOT / "examples" / "demo_song.ogg"], metavar="SONG")
+    parser.add_argument("songs", nargs="*", default=[str(DEMO)], metavar="SONG", help="song or folder")
+    parser.add_argument("--models", type=Path, default=ROOT / "models", metavar="DIR", help="folder of checkpoints")
     parser.add_argument("--repeat", type=positive_int, default=5, metavar="N", help="runs of each measurement")
+    parser.add_argument(
+        "--hours", type=float, default=0, metavar="H", help="also a file of this length; 0 leaves it out"
+    )
     args = parser.parse_args(argv)
+    songs = [path for path, problem in find_songs(args.songs) if problem is None]
+    if not songs:
+        raise UserError(f"no songs in {', '.join(args.songs)}: name a song or a folder of songs")
 
-    cold = []
-    for _ in range(args.repeat):
-        started = time.perf_counter()
-        words = [sys.executable, str(ROOT / "genre_detector.py"), str(args.songs[0]), "--threads", str(args.threads)]
-        subprocess.run(words, check=True, capture_output=True)
-        cold.append(time.perf_counter() - started)
+    line = [ROOT / "genre_detector.py", "--models", args.models, "--threads", args.threads]
+    runs = [run_alone([*line, songs[0]]) for _ in range(args.repeat)]
+    rows = [("cold start to answer, s", f"{statistics.median(seconds for seconds, _ in runs):.2f}")]
+    rows.append(
+        ("  of which Python and torch", f"{statistics.median(run_alone(['-c', 'import torch'])[0] for _ in runs):.2f}")
+    )
+    rows.append(("peak memory, one song, MB", f"{max(memory for _, memory in runs):.0f}"))
 
     import torch
 
     from genre_detector import GenreDetector
 
     torch.set_num_threads(args.threads)
-    detector = GenreDetector()
-    detector.predict(args.songs[0])
-    warm = []
-    for _ in range(args.repeat):
-        for song in args.songs:
+    detector = GenreDetector(models=args.models)
+    rows.append(("next song, s", f"{median_time(lambda: detector.predict(songs[0]), args.repeat):.3f}"))
+    parts = stages(detector, Path(songs[0]), args.repeat)
+    total = sum(seconds for _, seconds in parts)
+    rows += [(f"  {name}", f"{seconds:.3f} ({100 * seconds / total:.0f} %)") for name, seconds in parts]
+    if len(songs) > 1:
+        for workers in (1, 2):
             started = time.perf_counter()
-            detector.predict(song)
-            warm.append(time.perf_counter() - started)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    rows = [
-        ("cold start to answer, s", f"{min(cold):.2f}", f"{sum(cold) / len(cold):.2f}"),
-        ("next song, s", f"{min(warm):.3f}", f"{sum(warm) / len(warm):.3f}"),
-        ("peak memory, MB", f"{memory:.0f}", ""),
-    ]
-    print(format_table((f"fusion, {args.threads} threads", "least", "mean"), rows))
+            count = sum(1 for _ in detector.predictions(songs, workers=workers))
+            rows.append((f"songs a second, {workers} worker(s)", f"{count / (time.perf_counter() - started):.1f}"))
+    if args.hours:
+        with tempfile.TemporaryDirectory() as folder:
+            write_long(Path(folder, "long.flac"), args.hours)
+            seconds, memory = run_alone([*line, Path(folder, "long.flac")])
+        rows += [(f"file of {args.hours:g} h, s", f"{seconds:.1f}"), ("  peak memory, MB", f"{memory:.0f}")]
+    print(format_table((f"fusion, {args.threads} threads, {Path(songs[0]).name}", ""), rows))
     return 0
 
 

@@ -1,0 +1,155 @@
+"""What the detector takes: files, folders, patterns, lists; formats that libsndfile doesn't read; parts of a song."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common import UserError
+from detector_inputs import find_songs
+from extract_features import SoundReader, decode
+
+# ---------------------------------------------------------------- files, folders, patterns
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    """Songs and other files, some hidden, in folders of folders."""
+    names = ["b.mp3", "a.FLAC", "cover.jpg", "._a.FLAC", "sub/c.ogg", "sub/deep/d.wma", ".hidden/e.wav", "[x].wav"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    (tmp_path / "empty").mkdir()
+    return tmp_path
+
+
+def names(found: list[tuple[str, UserError | None]], folder: Path) -> list[str]:
+    assert all(problem is None for _, problem in found)
+    return [Path(path).relative_to(folder).as_posix() for path, _ in found]
+
+
+def test_a_folder_gives_its_songs_at_any_depth(library):
+    assert names(list(find_songs([str(library)])), library) == [
+        "[x].wav",
+        "a.FLAC",
+        "b.mp3",
+        "sub/c.ogg",
+        "sub/deep/d.wma",
+    ]
+
+
+def test_a_folder_without_songs_is_an_error(library):
+    [(name, problem)] = find_songs([str(library / "empty")])
+    assert name == str(library / "empty")
+    assert str(problem).startswith(f"{name}: a folder without songs (.aac, ")
+
+
+def test_patterns_that_the_shell_left(library):
+    assert names(list(find_songs([f"{library}/*.mp3", f"{library}/**/*.ogg"])), library) == ["b.mp3", "sub/c.ogg"]
+    assert names(list(find_songs([f"{library}/s*"])), library) == ["sub/c.ogg", "sub/deep/d.wma"]
+    everything = names(list(find_songs([f"{library}/sub/**"])), library)
+    assert everything == ["sub/c.ogg", "sub/deep/d.wma"], "a folder's songs must not come twice"
+
+
+def test_a_name_with_brackets_is_a_name(library):
+    assert names(list(find_songs([str(library / "[x].wav")])), library) == ["[x].wav"]
+
+
+def test_a_pattern_without_match_is_an_error(library):
+    [(_, problem)] = find_songs([f"{library}/*.opus"])
+    assert "no file has such a name" in str(problem)
+
+
+@given(st.lists(st.sampled_from(["a.mp3", "b c.ogg", "missing.wav"]), max_size=6))
+def test_names_keep_their_order_and_number(given_names):
+    assert [path for path, _ in find_songs(given_names)] == given_names
+
+
+def test_a_list_is_read_line_by_line(library):
+    lines = iter([b"x.mp3\r\n", b"\n", os.fsencode(library / "sub") + b"\n", b"caf\xe9.ogg"])
+    found = find_songs(["first.wav", "-"], lines)
+    assert [next(found)[0], next(found)[0]] == ["first.wav", "x.mp3"]
+    assert next(lines) == b"\n", "lines were read before they were wanted"
+    rest = [path for path, _ in found]
+    assert rest == [str(library / "sub/c.ogg"), str(library / "sub/deep/d.wma"), os.fsdecode(b"caf\xe9.ogg")]
+
+
+# ---------------------------------------------------------------- formats of PyAV
+
+
+@pytest.fixture(scope="session")
+def encode() -> Callable[..., Path]:
+    """Encode a chord with PyAV: ``encode(path, codec="aac", seconds=2, rate=44_100)`` returns the path."""
+    av = pytest.importorskip("av", reason="PyAV is not installed: pip install -r requirements-formats.txt")
+
+    def make(path: Path, codec: str = "aac", seconds: float = 2.0, rate: int = 44_100) -> Path:
+        t = np.arange(round(seconds * rate)) / rate
+        left = 0.3 * np.sin(2 * np.pi * 440 * t) * (1 - t / seconds)
+        sound = np.stack([left, 0.3 * np.sin(2 * np.pi * 660 * t)]).astype(np.float32)
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream(codec, rate=rate, layout="stereo")
+            stream.bit_rate = 128_000
+            for first in range(0, sound.shape[1], 1024):
+                block = np.ascontiguousarray(sound[:, first : first + 1024])
+                frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="stereo")
+                frame.rate, frame.pts, frame.time_base = rate, first, Fraction(1, rate)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [(".m4a", "aac"), (".mp4", "aac"), (".aac", "aac"), (".wma", "wmav2")])
+def test_av_formats_sound_like_what_went_in(encode, tmp_path, suffix, codec):
+    sound = decode(encode(tmp_path / f"song{suffix}", codec))
+    assert sound.rate == 44_100
+    assert sound.notes == []
+    assert sound.seconds == pytest.approx(2, abs=0.1)  # raw AAC and WMA can't say how much their encoder padded
+    middle = sound.samples[5_000:37_768] * np.hanning(32_768)
+    peaks = np.sort(np.fft.rfftfreq(len(middle), 1 / 22_050)[np.argsort(np.abs(np.fft.rfft(middle)))[-8:]])
+    assert peaks[0] == pytest.approx(440, abs=4)
+    assert peaks[-1] == pytest.approx(660, abs=4)
+    assert np.abs(sound.samples[2_000:5_000]).max() == pytest.approx(0.3, abs=0.05), "the mean of both channels"
+
+
+@settings(max_examples=10, deadline=None)
+@given(start=st.integers(0, 75).map(lambda n: n / 50), duration=st.floats(0.2, 3))  # whole samples at both rates
+def test_a_part_of_an_av_file_is_that_part(encode, tmp_path_factory, start, duration):
+    path = tmp_path_factory.getbasetemp() / "part.m4a"
+    whole = decode(path if path.exists() else encode(path))
+    part = decode(path, start, duration)
+    assert part.seconds == pytest.approx(min(duration, whole.seconds - start), abs=1e-3)
+    there = whole.samples[round(start * 22_050) :][: len(part.samples)]
+    inner = slice(200, len(there) - 200)  # the resampler rings at cuts
+    np.testing.assert_allclose(part.samples[inner], there[inner], atol=0.02)
+
+
+def test_an_av_file_that_breaks_off_is_used_as_far_as_it_goes(encode, tmp_path):
+    path = encode(tmp_path / "song.wma", "wmav2", seconds=4)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert 1 < decode(path).seconds < 3
+
+
+def test_what_av_cannot_read_is_one_line(tmp_path):
+    pytest.importorskip("av", reason="PyAV is not installed: pip install -r requirements-formats.txt")
+    path = tmp_path / "song.m4a"
+    path.write_text("no music here\n" * 100)
+    with pytest.raises(UserError, match=r"song\.m4a: can't be decoded \(.+\)$"):
+        decode(path)
+
+
+def test_without_av_one_line_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)  # as if it were not installed
+    path = tmp_path / "song.m4a"
+    path.write_bytes(b"\0" * 100)
+    with pytest.raises(UserError, match=r"song\.m4a: \.m4a needs PyAV: pip install -r requirements-formats\.txt"):
+        list(SoundReader(path))

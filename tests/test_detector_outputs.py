@@ -1,0 +1,422 @@
+"""What the detector answers: confidence, sections, every output form, going on after a stop."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import genre_detector
+from checkpoints import load_checkpoint, save_checkpoint
+from common import UserError
+from detector_inputs import STEADY_BELOW
+from detector_output import as_text, songs_done
+from detector_timeline import Section, sections, window_borders
+from extract_features import SoundReader, decode, frame_correlation, song_features
+from genre_detector import GenreDetector, Prediction
+from predict import calibrated, confidence_threshold, window_starts
+
+GENRES = list("abcdefghij")
+
+
+@pytest.fixture(scope="session")
+def models(repo: Path, request: pytest.FixtureRequest) -> Path:
+    """The released networks; those of the pipeline while there are none."""
+    released = repo / "models"
+    if (released / "fusion_progressive" / "model.safetensors").exists():
+        return released
+    return request.getfixturevalue("pipeline").models
+
+
+@pytest.fixture(scope="session")
+def detector(models: Path) -> GenreDetector:
+    return GenreDetector("fusion", models, "cpu")
+
+
+@pytest.fixture
+def songs(tmp_path: Path, repo: Path) -> Path:
+    """A folder of three songs, the second of which is none."""
+    folder = tmp_path / "songs"
+    folder.mkdir()
+    for name, start in (("a.wav", 4), ("c.flac", 12)):
+        soundfile.write(folder / name, decode(repo / "examples" / "demo_song.ogg", start, 1).samples, 22_050)
+    (folder / "b.wav").write_text("no music here\n" * 100)
+    return folder
+
+
+@pytest.fixture
+def detect(models, monkeypatch, capsys):
+    """Run the command line in this process: exit code, standard output, standard error."""
+
+    def run(*args: object) -> tuple[int, str, str]:
+        code = genre_detector.main(["--models", str(models), "--device", "cpu", "--threads", "2", *map(str, args)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+# ---------------------------------------------------------------- confidence
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.floats(0.3, 1))
+def test_the_threshold_is_the_lowest_that_holds_its_promise(seed, count, wanted):
+    rng = np.random.default_rng(seed)
+    outputs, labels = calibrated(rng.normal(0, 2, (count, 4))), rng.integers(0, 4, count)
+    top, right = np.exp(outputs).max(axis=1), outputs.argmax(axis=1) == labels
+    threshold = confidence_threshold(outputs, labels, wanted)
+    answered = top >= threshold
+    assert not answered.any() or right[answered].mean() >= wanted
+    lower = [t for t in top if t < threshold]
+    assert all(right[top >= t].mean() < wanted for t in lower)
+
+
+def test_a_threshold_by_hand():
+    outputs = np.log([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]])
+    assert confidence_threshold(outputs, np.array([0, 0, 1, 0])) == pytest.approx(0.8)
+    assert confidence_threshold(outputs, np.array([0, 0, 1, 0]), 0.75) == pytest.approx(0.6)
+    assert confidence_threshold(outputs, np.array([1, 1, 1, 1])) == 1
+
+
+def test_confident_is_a_matter_of_the_threshold(models, detector, songs):
+    answer = detector.predict(songs / "a.wav")
+    top = max(answer.probabilities.values())
+    assert answer.confident == (top >= detector.min_confidence)
+    for threshold, confident in ((top - 1e-6, True), (top + 1e-6, False)):
+        assert GenreDetector("fusion", models, "cpu", threshold).predict(songs / "a.wav").confident is confident
+
+
+def test_text_names_the_two_nearest_when_uncertain(detect, songs):
+    code, out, _ = detect("--min-confidence", 1, songs / "a.wav")
+    assert code == 0
+    best, second = [line.split()[0] for line in out.splitlines() if "%" in line][:2]
+    assert f"Genre:     {best}\nUncertain: {best} or {second}\n" in out
+    assert "Uncertain" not in detect("--min-confidence", 0, songs / "a.wav")[1]
+
+
+@pytest.mark.parametrize("model", ["fusion", "dpa_cnn"])
+def test_an_older_checkpoint_is_refused(models, tmp_path, model):
+    copied = shutil.copytree(models, tmp_path / "models", ignore=shutil.ignore_patterns("latest.*", "best.*"))
+    path = copied / ("fusion_progressive" if model == "fusion" else model) / "model.safetensors"
+    tensors, meta = load_checkpoint(path, "")
+    del meta["min_confidence"]
+    save_checkpoint(path, tensors, meta)
+    with pytest.raises(UserError, match=r"lacks 'min_confidence': run train_\w+\.py( --resume)? again"):
+        GenreDetector(model, copied, "cpu")
+    assert GenreDetector(model, copied, "cpu", 0.5).min_confidence == 0.5
+
+
+# ---------------------------------------------------------------- what is no music
+
+
+def sounds(rng: np.random.Generator, seconds: float) -> dict[str, np.ndarray]:
+    times = np.arange(round(seconds * 22_050)) / 22_050
+    noise = rng.standard_normal(len(times))
+    waves = np.fft.rfft(noise)
+    pink = np.fft.irfft(waves / np.sqrt(np.arange(len(waves)) + 1), len(times))
+    return {
+        "white": 0.2 * noise,
+        "pink": pink / np.abs(pink).max(),
+        "sine": 0.5 * np.sin(2 * np.pi * rng.uniform(100, 5000) * times),
+        "hum": 0.3 * np.sign(np.sin(2 * np.pi * 50 * times)) + 0.01 * noise,
+        "dither": np.round(rng.uniform(-1, 1, len(times))) / 32768,
+        "silence": 0 * times,
+    }
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), seconds=st.floats(2, 12))
+def test_noise_tones_and_silence_are_unlike_music(seed, seconds):
+    for name, sound in sounds(np.random.default_rng(seed), seconds).items():
+        features = song_features([sound.astype(np.float32)])
+        assert frame_correlation(features["melspectrogram"]) < STEADY_BELOW, name
+
+
+def test_the_correlation_by_hand():
+    square = np.tile([1.0, 1, -1, -1], 100)
+    assert frame_correlation(np.tile(square, (4, 1))) == pytest.approx(0, abs=0.01)
+    assert frame_correlation(np.tile(np.repeat([1.0, -1], 200), (4, 1))) == pytest.approx(0.99, abs=0.01)
+    assert frame_correlation(np.zeros((128, 50), dtype=np.float16)) == 0
+
+
+def test_no_answer_to_noise_is_confident(models, songs):
+    soundfile.write(songs / "noise.wav", sounds(np.random.default_rng(0), 3)["white"], 22_050)
+    easy = GenreDetector("fusion", models, "cpu", min_confidence=0)
+    noise, music = easy.predict(songs / "noise.wav"), easy.predict(songs / "a.wav")
+    assert (noise.unlike_music, noise.confident) == (True, False)
+    assert (music.unlike_music, music.confident) == (False, True)
+    assert "Note:      unlike music" in as_text(noise, 3)
+    assert "Note:" not in as_text(music, 3)
+
+
+def test_real_songs_are_like_music(gtzan_dir):
+    """A dozen of the 656 songs; the least correlated of all had 0.72."""
+    for folder in sorted((gtzan_dir / "genres").iterdir()):
+        path = sorted(folder.iterdir())[1]
+        for start, seconds in ((0, None), (10, 6)):
+            features = song_features(SoundReader(path, start, seconds))
+            assert frame_correlation(features["melspectrogram"]) > STEADY_BELOW, path
+
+
+# ---------------------------------------------------------------- any sound
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seconds=st.floats(0.1, 8),
+    rate=st.sampled_from([8_000, 11_025, 22_050, 44_100, 48_000, 96_000]),
+    channels=st.integers(1, 3),
+    subtype=st.sampled_from(["PCM_U8", "PCM_16", "PCM_24", "FLOAT", "DOUBLE"]),
+    gain_db=st.floats(-20, 6),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_sound_is_answered_alike_in_every_level_and_container(
+    detector, tmp_path_factory, seconds, rate, channels, subtype, gain_db, seed
+):
+    folder = tmp_path_factory.getbasetemp()
+    rng = np.random.default_rng(seed)
+    count = round(seconds * rate) + 1
+    beat = np.exp(-4 * (np.arange(count) / rate % 0.5))[:, None]
+    sound = np.clip(0.2 * beat * rng.standard_normal((count, channels)), -1, 1)
+    soundfile.write(folder / "any.wav", sound, rate, subtype=subtype)
+    answer = detector.predict(folder / "any.wav")
+    values = np.array(list(answer.probabilities.values()))
+    assert np.isfinite(values).all()
+    assert values.min() >= 0
+    assert values.sum() == pytest.approx(1, abs=1e-6)
+    assert answer.duration_s == pytest.approx(seconds, abs=2 / rate)
+    if subtype in ("PCM_16", "PCM_24"):
+        stored = soundfile.read(folder / "any.wav", dtype="int32")[0]
+        soundfile.write(folder / "any.flac", stored, rate, subtype=subtype)
+        assert detector.predict(folder / "any.flac").probabilities == answer.probabilities
+    if subtype == "DOUBLE":
+        soundfile.write(folder / "louder.wav", sound * 10 ** (gain_db / 20), rate, subtype="FLOAT")
+        assert detector.predict(folder / "louder.wav").probabilities == pytest.approx(answer.probabilities, abs=1e-2)
+
+
+# ---------------------------------------------------------------- sections
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 2000), st.floats(0, 100))
+def test_sections_fill_the_song_and_differ_from_their_neighbours(seed, frames, start):
+    rng = np.random.default_rng(seed)
+    starts = window_starts(frames, 64, 0.5)
+    seconds = frames * 512 / 22_050
+    borders = window_borders(starts, 64, start, seconds)
+    assert len(borders) == len(starts) + 1
+    assert (np.diff(borders) >= 0).all()
+    found = sections(calibrated(rng.normal(0, 3, (len(starts), 10))), borders, GENRES)
+    assert (found[0].start_s, found[-1].end_s) == (start, start + seconds)
+    for one, other in pairwise(found):
+        assert one.end_s == other.start_s
+        assert one.genre != other.genre
+    assert all(0.1 <= section.probability <= 1 for section in found)
+
+
+def test_sections_by_hand():
+    scores = np.zeros((20, 3))
+    scores[:10, 0] = scores[10:, 2] = 4
+    scores[4] = [0, 5, 0]  # one odd window is smoothed away
+    starts = np.arange(20) * 130
+    found = sections(calibrated(scores), window_borders(starts, 260, 0, 63.4), GENRES)
+    assert [section.genre for section in found] == ["a", "c"]
+    assert found[0].end_s == pytest.approx((9.5 * 130 + 130) / 43.07, abs=0.01)
+
+
+def test_timeline_in_text_and_json(detect, songs):
+    code, out, _ = detect("--timeline", "--start", 0.25, songs / "a.wav")
+    assert code == 0
+    assert "  0:00 -   0:01  " in out
+    [record] = json.loads(detect("--timeline", "--start", 0.25, "--json", songs / "a.wav")[1])
+    [section] = record["timeline"]
+    assert [*section] == ["start_s", "end_s", "genre", "probability"]
+    assert (section["start_s"], section["end_s"]) == (0.25, 1.0)
+    assert section["genre"] == record["genre"]
+
+
+def test_plot_is_a_picture_of_one_song(detect, songs, tmp_path):
+    from PIL import Image
+
+    assert detect("--plot", tmp_path / "out.png", songs / "a.wav")[0] == 0
+    with Image.open(tmp_path / "out.png") as picture:
+        assert picture.format == "PNG"
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 50
+    code, out, err = detect("--plot", tmp_path / "other.png", songs)
+    assert (code, out) == (1, "")
+    assert "draws one song, 3 are named" in err
+    assert not (tmp_path / "other.png").exists()
+
+
+# ---------------------------------------------------------------- text
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_text_fits_the_terminal(width):
+    path = "/music/" + "a very long name " * 20 + "end.mp3"
+    answer = Prediction(path, 3599.96, 3, "j", dict(zip(GENRES, np.linspace(0.01, 0.19, 10), strict=True)))
+    lines = as_text(answer, 10, width=width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert lines[0].endswith("end.mp3")
+    assert "60:00.0" in lines[1]
+
+
+def test_text_to_a_file_is_not_shortened():
+    answer = Prediction("x" * 500, 60, 3, "a", {"a": 0.6, "b": 0.4}, sections=[Section(0, 75, "a", 0.5)])
+    text = as_text(answer, 5, timeline=True)
+    assert "x" * 500 in text
+    assert "    0:00 -   1:15  a   50.0 %" in text
+
+
+# ---------------------------------------------------------------- JSON lines and CSV
+
+
+def test_json_lines_have_the_documented_fields(detect, detector, songs, repo):
+    code, out, err = detect("--jsonl", "--timeline", "--min-confidence", 1, songs)
+    assert code == 1
+    assert len(err.splitlines()) == 1
+    first, second, third = [json.loads(line) for line in out.splitlines()]
+    assert [*second] == ["schema", "path", "error", "run"]
+    for name, record in (("a.wav", first), ("c.flac", third)):
+        path = songs / name
+        assert record["path"] == str(path)
+        assert (record["size"], record["mtime"]) == (path.stat().st_size, path.stat().st_mtime)
+        assert record["probabilities"] == detector.predict(path).probabilities
+        assert sum(record["probabilities"].values()) == pytest.approx(1, abs=1e-6)
+        assert record["confident"] is False
+        assert record["nearest"][0] == record["genre"]
+        assert record["timeline"][-1]["end_s"] == pytest.approx(record["duration_s"])
+        assert record["run"]["model"] == "fusion"
+    document = (repo / "docs" / "output.md").read_text(encoding="utf-8")
+    for name in [*first, *first["run"], *first["timeline"][0], "error"]:
+        assert f"`{name}`" in document, f"docs/output.md doesn't describe {name}"
+
+
+def test_csv_has_a_row_a_song(detect, detector, songs):
+    code, out, _ = detect("--csv", songs, songs / "a.wav")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert code == 1
+    assert [Path(row["path"]).name for row in rows] == ["a.wav", "b.wav", "c.flac", "a.wav"]
+    assert rows[0] == rows[3], "a song named twice is answered twice"
+    assert rows[1]["genre"] == ""
+    assert rows[1]["error"].startswith(str(songs / "b.wav"))
+    answer = detector.predict(songs / "a.wav")
+    assert rows[0]["genre"] == answer.genre
+    assert rows[0]["confident"] == str(answer.confident).lower()
+    for genre, probability in answer.probabilities.items():
+        assert float(rows[0][f"p_{genre}"]) == pytest.approx(probability, abs=1e-6)
+
+
+def test_the_answers_do_not_depend_on_the_workers(detect, songs):
+    assert detect("--jsonl", songs) == detect("--jsonl", "--workers", 3, songs)
+
+
+# ---------------------------------------------------------------- a file of answers
+
+
+def test_output_goes_to_a_file_that_is_never_overwritten(detect, songs, tmp_path):
+    target = tmp_path / "new" / "out.json"
+    code, out, _ = detect("--json", "--output", target, songs / "a.wav")
+    assert (code, out) == (0, "")
+    before = target.read_text()
+    assert len(json.loads(before)) == 1
+    code, out, err = detect("--json", "--output", target, songs / "a.wav")
+    assert (code, out) == (1, "")
+    assert "is there already" in err
+    assert target.read_text() == before
+
+
+def lines_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_resume_answers_what_is_missing_changed_or_failed(detect, songs, tmp_path, render_tone):
+    target = tmp_path / "out.jsonl"
+    args = ("--jsonl", "--output", target, "--resume", songs)
+    assert detect(*args)[0] == 1
+    assert [Path(line["path"]).name for line in lines_of(target)] == ["a.wav", "b.wav", "c.flac"]
+
+    whole = target.read_text()
+    target.write_text(whole[:-20])  # killed while it wrote the last line
+    assert detect(*args)[0] == 1
+    assert [Path(line["path"]).name for line in lines_of(target)] == ["a.wav", "b.wav", "b.wav", "c.flac"]
+
+    for name in ("a.wav", "b.wav"):
+        render_tone(songs / name, seconds=2)
+    assert detect(*args)[0] == 0
+    assert [Path(line["path"]).name for line in lines_of(target)][4:] == ["a.wav", "b.wav"]
+    before = target.read_bytes()
+    assert detect(*args)[0] == 0
+    assert target.read_bytes() == before
+    assert detect(*args, "--duration", 1)[0] == 0
+    assert len(lines_of(target)) == 9, "another question has other answers"
+
+
+def test_resume_refuses_a_file_of_others(tmp_path):
+    path = tmp_path / "notes.jsonl"
+    path.write_text('{"some": "thing"}\nmore')
+    with pytest.raises(UserError, match=r"line 1 is not of this detector \('schema'\)"):
+        songs_done(path, {})
+    assert path.read_text() == '{"some": "thing"}\nmore'
+
+
+def test_usage_that_cannot_be_meant(capsys):
+    resume = ("--resume", "--resume --jsonl", "--resume --json --output x")
+    for args in (*resume, "--csv --timeline", "--json --csv", "--start -1", "--duration nan", "--min-confidence 2"):
+        with pytest.raises(SystemExit) as caught:
+            genre_detector.main([*args.split(), "song.wav"])
+        assert caught.value.code == 2
+        assert capsys.readouterr().out == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
+@pytest.mark.parametrize("form", ["--jsonl", "--json", "--csv"])
+def test_interrupt_keeps_what_is_done(repo, models, songs, form, tmp_path):
+    """A list on standard input that never ends; the answers come all the same."""
+    target = tmp_path / "out"
+    command = [sys.executable, str(repo / "genre_detector.py"), "--models", str(models), form, "--output", str(target)]
+    with subprocess.Popen([*command, "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdin.write(os.fsencode(songs / "a.wav") + b"\n" + os.fsencode(songs / "b.wav") + b"\n")
+        process.stdin.flush()
+        assert b"b.wav" in process.stderr.readline(), "the second song's error comes after the first one's answer"
+        process.send_signal(signal.SIGINT)
+        rest = process.communicate(timeout=30)[1]
+    assert process.returncode == 130
+    assert rest.splitlines() == [b"genre_detector.py: interrupted; run the same command again to go on"]
+    text = target.read_text()
+    if form == "--json":
+        kept = [record["path"] for record in json.loads(text)]
+    elif form == "--jsonl":
+        kept = [json.loads(line)["path"] for line in text.splitlines()]
+    else:
+        kept = [row["path"] for row in csv.DictReader(io.StringIO(text))]
+    assert kept[0] == str(songs / "a.wav")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a closed pipe is another error there")
+def test_a_reader_that_leaves_is_no_traceback(repo, models, songs):
+    command = [sys.executable, str(repo / "genre_detector.py"), "--models", str(models), "--jsonl"]
+    names = [str(songs / "a.wav")] * 50
+    with subprocess.Popen([*command, *names], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
+def test_a_prediction_can_be_compared(detector, songs):
+    answer = detector.predict(songs / "a.wav")
+    assert answer == detector.predict(songs / "a.wav")
+    assert dataclasses.replace(answer, genre="x") != answer

@@ -1,0 +1,125 @@
+"""--write-tags: says what it would do, does it when told to, leaves the sound and, on any error, the file alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import genre_detector
+from common import UserError
+from detector_tags import read_genre, write_genre
+from extract_features import decode
+
+
+@pytest.fixture(scope="session")
+def models(repo: Path, request: pytest.FixtureRequest) -> Path:
+    """The released networks; those of the pipeline while there are none."""
+    released = repo / "models"
+    if (released / "fusion_progressive" / "model.safetensors").exists():
+        return released
+    return request.getfixturevalue("pipeline").models
+
+
+@pytest.fixture
+def mutagen():
+    return pytest.importorskip("mutagen", reason="mutagen is not installed: pip install -r requirements-formats.txt")
+
+
+@pytest.fixture
+def detect(models, capsys):
+    def run(*args: object) -> tuple[int, str, str]:
+        code = genre_detector.main(["--models", str(models), "--device", "cpu", "--threads", "2", *map(str, args)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "opus", "mp3", "aiff"])
+def test_a_genre_is_written_and_the_sound_stays(mutagen, render_tone, tmp_path, suffix):
+    path = tmp_path / f"song.{suffix}"
+    if suffix == "opus":
+        render_tone(tmp_path / "song.ogg", rate=24_000, subtype="OPUS").rename(path)
+    else:
+        render_tone(path)
+    before = decode(path).samples
+    assert read_genre(path) == []
+    for genre in ("rock", "hiphop"):
+        write_genre(path, genre)
+        assert read_genre(path) == [genre]
+    np.testing.assert_array_equal(decode(path).samples, before)
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_other_tags_stay(mutagen, render_tone, tmp_path):
+    path = render_tone(tmp_path / "song.flac")
+    audio = mutagen.File(path)
+    audio["title"], audio["genre"] = ["Tone"], ["Pop", "Rock"]
+    audio.save()
+    assert read_genre(path) == ["Pop", "Rock"]
+    write_genre(path, "jazz")
+    assert dict(mutagen.File(path).tags.as_dict()) == {"title": ["Tone"], "genre": ["jazz"]}
+
+
+def test_an_error_leaves_the_file_as_it_was(mutagen, render_tone, tmp_path, monkeypatch):
+    path = render_tone(tmp_path / "song.flac")
+    before = path.read_bytes()
+
+    def fail(*_: object, **__: object) -> None:
+        path.with_suffix(".seen").touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(mutagen.flac.FLAC, "save", fail)
+    with pytest.raises(UserError, match=r"can't be written \(No space left on device\); the file is as it was"):
+        write_genre(path, "rock")
+    assert path.read_bytes() == before
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["song.flac", "song.seen"]
+
+
+@pytest.fixture
+def song(repo: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "song.flac"
+    soundfile.write(path, decode(repo / "examples" / "demo_song.ogg", 4, 1).samples, 22_050)
+    return path
+
+
+def test_nothing_is_written_without_yes_or_confidence(mutagen, detect, song):
+    path = song
+    before = path.read_bytes()
+    code, out, err = detect("--json", "--write-tags", "--min-confidence", 0, path)
+    genre = json.loads(out)[0]["genre"]
+    assert code == 0
+    assert err.rstrip().endswith(f"{path}: genre tag none -> {genre}; --yes would write it")
+    code, _, err = detect("--json", "--write-tags", "--yes", "--min-confidence", 1, path)
+    assert (code, err) == (0, "")
+    assert path.read_bytes() == before
+
+
+def test_yes_writes_and_resume_knows_the_file_again(mutagen, detect, song, tmp_path):
+    path, target = song, tmp_path / "out.jsonl"
+    args = ("--write-tags", "--yes", "--min-confidence", 0, "--jsonl", "--output", target, "--resume", path)
+    assert detect(*args)[0] == 0
+    [record] = [json.loads(line) for line in target.read_text().splitlines()]
+    assert read_genre(path) == [record["genre"]]
+    assert detect(*args) == (0, "", "")
+    assert len(target.read_text().splitlines()) == 1
+
+
+def test_a_file_that_carries_no_tags_is_named(mutagen, detect, render_tone, tmp_path):
+    path = render_tone(tmp_path / "song.au")
+    code, out, err = detect("--json", "--write-tags", path)
+    assert code == 1
+    assert "genre" in json.loads(out)[0]
+    assert "song.au: its format carries no tags" in err
+
+
+def test_without_mutagen_one_line_names_the_extra(detect, monkeypatch, render_tone, tmp_path):
+    monkeypatch.setitem(sys.modules, "mutagen", None)  # as if it were not installed
+    code, out, err = detect("--write-tags", shutil.copy(render_tone(tmp_path / "a.wav"), tmp_path / "b.wav"))
+    assert (code, out) == (1, "")
+    assert err.rstrip().endswith("--write-tags needs mutagen: pip install -r requirements-formats.txt")
