@@ -263,7 +263,7 @@ def mel_power(blocks: Iterable[np.ndarray]) -> np.ndarray:
             cuts = np.lib.stride_tricks.sliding_window_view(pending, N_FFT)[::HOP_LENGTH]
             spectrum = np.fft.rfft(cuts * hann)  # scipy's is faster, but takes longer to import than a song takes
             if frames + len(cuts) > len(mels):  # grows in place: a long song is in memory once
-                mels.resize((max(len(mels) * 9 // 8, frames + len(cuts)), N_MELS), refcheck=False)
+                mels.resize((frames + max(len(cuts), BLOCK_FRAMES // 8), N_MELS), refcheck=False)
             power = spectrum.real**2 + spectrum.imag**2
             for band, (first, weights) in enumerate(_mel_bands()):
                 mels[frames : frames + len(cuts), band] = power[:, first : first + len(weights)] @ weights
@@ -301,10 +301,10 @@ def song_features(blocks: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
     MFCCs are the orthonormal DCT-II of the normalised log-mel, so they carry the same normalisation.
     """
     log_mel = normalised_log_mel(mel_power(blocks))
-    return {
-        "melspectrogram": log_mel.astype(np.float16, order="C"),
-        "mfcc": (dct_basis() @ log_mel).astype(np.float16, order="C"),
-    }
+    mfcc = np.empty((N_MFCC, log_mel.shape[1]), dtype=np.float16)
+    for first in range(0, log_mel.shape[1], BLOCK_FRAMES):  # one product but for a long song
+        mfcc[:, first : first + BLOCK_FRAMES] = dct_basis() @ log_mel[:, first : first + BLOCK_FRAMES]
+    return {"melspectrogram": log_mel.astype(np.float16, order="C"), "mfcc": mfcc}
 
 
 def dct_basis(n_mfcc: int = N_MFCC, n_mels: int = N_MELS) -> np.ndarray:
