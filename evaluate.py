@@ -161,24 +161,17 @@ def percent(part: float | None) -> str:
 def tables(result: dict[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
     """Header and rows of the results table and of the recall table."""
     rare = result["rare_genres"]
-    header = ["model", "test, %", "95 % interval", "windows, %", "macro-F1, %", "validation, %", "composite*, %"]
-    if rare:
-        header.insert(3, f"without {' and '.join(rare)}, %")
+    header = ["model", "test, %", "95 % interval", *([f"without {' and '.join(rare)}, %"] if rare else [])]
+    header += ["windows, %", "macro-F1, %", "calibration error, %", "validation, %", "composite*, %"]
     rows = []
     for name, scores in result["models"].items():
         test = scores["test"]
-        low, high = test["wilson_95"]
-        row = [
-            name,
-            percent(test["song_accuracy"]),
-            f"{percent(low)}-{percent(high)}",
-            percent(test["window_accuracy"]),
-        ]
-        row += [percent(test["macro_f1"]), percent(scores["val"]["song_accuracy"])]
-        row.append(percent(scores.get("label_conditioned_composite")))
+        row = [name, percent(test["song_accuracy"]), "-".join(percent(end) for end in test["wilson_95"])]
         if rare:
-            row.insert(3, percent(accuracy_without(test, result["genres"], rare)))
-        rows.append(row)
+            row.append(percent(accuracy_without(test, result["genres"], rare)))
+        parts = [test["window_accuracy"], test["macro_f1"], test["expected_calibration_error"]]
+        parts += [scores["val"]["song_accuracy"], scores.get("label_conditioned_composite")]
+        rows.append([*row, *map(percent, parts)])
     confusion = np.array(result["models"][FUSION]["test"]["confusion"])
     recall = [
         [genre, str(songs), *(percent(scores["test"]["recall"][genre]) for scores in result["models"].values())]
