@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -138,14 +139,15 @@ def _unchanged(record: dict[str, Any]) -> bool:
 # ---------------------------------------------------------------- writers
 
 
-class Writer:
+class Writer(ABC):
     """Takes answers one by one; ``finish`` is called once, also after Ctrl-C."""
 
     def __init__(self, stream: IO[str], run: dict[str, Any]):
         self.stream, self.run = stream, run
 
+    @abstractmethod
     def add(self, path: str, answer: Prediction | UserError) -> None:
-        raise NotImplementedError
+        """Take one song's answer, or why it has none."""
 
     def finish(self) -> None:
         self.stream.flush()

@@ -213,7 +213,9 @@ def decode(path: Path, start: float = 0.0, duration: float | None = None) -> Sou
 
 def _reason(error: Exception) -> str:
     """The decoder's reason without the file name that it repeats."""
-    return str(getattr(error, "error_string", None) or getattr(error, "strerror", None) or error).rstrip(".")
+    reason = str(getattr(error, "error_string", None) or getattr(error, "strerror", None) or error).rstrip(".")
+    # What libsndfile says of text named mp3, a file that is there
+    return "Format not recognised" if "possibly a pipe" in reason else reason
 
 
 # ---------------------------------------------------------------- features

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from mini_songs import write_source
 
+from genre_detector import GenreDetector
+
 ROOT = Path(__file__).resolve().parents[1]
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
 # A real training, made small: half of all windows, networks of a tenth of their width
@@ -141,3 +143,14 @@ def render_tone() -> Callable[..., Path]:
         return path
 
     return render
+
+
+@pytest.fixture(scope="session")
+def models(repo: Path) -> Path:
+    """The released networks."""
+    return repo / "models"
+
+
+@pytest.fixture(scope="session")
+def detector(models: Path) -> GenreDetector:
+    return GenreDetector("fusion", models, "cpu")

@@ -25,22 +25,8 @@ MEMBERS = [name for name in MODELS if name != "fusion"]
 
 
 @pytest.fixture(scope="session")
-def models(repo: Path, request: pytest.FixtureRequest) -> Path:
-    """The released networks; those of the pipeline while there are none."""
-    released = repo / "models"
-    if (released / "fusion_progressive" / "model.safetensors").exists():
-        return released
-    return request.getfixturevalue("pipeline").models
-
-
-@pytest.fixture(scope="session")
 def demo(repo: Path) -> Path:
     return repo / "examples" / "demo_song.ogg"
-
-
-@pytest.fixture(scope="session")
-def detector(models: Path) -> GenreDetector:
-    return GenreDetector("fusion", models, "cpu")
 
 
 @pytest.fixture(scope="session")

@@ -33,20 +33,6 @@ from predict import calibrated, confidence_threshold, window_starts
 GENRES = list("abcdefghij")
 
 
-@pytest.fixture(scope="session")
-def models(repo: Path, request: pytest.FixtureRequest) -> Path:
-    """The released networks; those of the pipeline while there are none."""
-    released = repo / "models"
-    if (released / "fusion_progressive" / "model.safetensors").exists():
-        return released
-    return request.getfixturevalue("pipeline").models
-
-
-@pytest.fixture(scope="session")
-def detector(models: Path) -> GenreDetector:
-    return GenreDetector("fusion", models, "cpu")
-
-
 @pytest.fixture
 def songs(tmp_path: Path, repo: Path) -> Path:
     """A folder of three songs, the second of which is none."""

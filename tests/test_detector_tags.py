@@ -17,15 +17,6 @@ from detector_tags import read_genre, write_genre
 from extract_features import decode
 
 
-@pytest.fixture(scope="session")
-def models(repo: Path, request: pytest.FixtureRequest) -> Path:
-    """The released networks; those of the pipeline while there are none."""
-    released = repo / "models"
-    if (released / "fusion_progressive" / "model.safetensors").exists():
-        return released
-    return request.getfixturevalue("pipeline").models
-
-
 @pytest.fixture
 def mutagen():
     return pytest.importorskip("mutagen", reason="mutagen is not installed: pip install -r requirements-formats.txt")
