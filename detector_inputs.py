@@ -21,9 +21,9 @@ from common import UserError
 from extract_features import AV_SUFFIXES, SoundReader, frame_correlation, song_features
 
 SUFFIXES = AUDIO_SUFFIXES | AV_SUFFIXES
-# Frame correlation below which a sound is no music. Measured: all 656 GTZAN songs and 47 others have 0.72 or more,
-# parts of 2 s of 196 of them 0.608 or more; white, pink and brown noise, hum, sines and silence have 0.52 or less.
-# Speech (0.83 or more) can't be told from music so.
+# Frame correlation below which a sound is no music. Measured on the 558 training and validation songs: 0.72 or more;
+# of their 8,369 parts of 2 s, 4 have less than 0.6. White, pink and brown noise, hum, sines and silence have 0.52 or
+# less. Speech (0.83 or more) can't be told from music so.
 STEADY_BELOW = 0.6
 STEADY_SECONDS = 2.0  # of less than this only silence is called steady
 Found = tuple[str, UserError | None]  # a song, or a name and why no song is behind it

@@ -461,7 +461,7 @@ class Trainer:
     def _release(self) -> dict[str, Any]:
         """Round the weights of the check with the least validation loss to half precision, calibrate, save them.
 
-        A rule fixed beforehand that test songs have no part in; the validation figure is the best of its checks.
+        Test songs have no part in this choice; the validation figure is the best of many checks.
         """
         best, path = self.folder / "best.safetensors", self.folder / "model.safetensors"
         tensors, chosen = load_checkpoint(best, "this script without --resume")
