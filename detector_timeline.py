@@ -10,6 +10,7 @@ import numpy as np
 
 from common import whole_file
 from extract_features import FRAMES_PER_SECOND, SAMPLE_RATE
+from predict import calibrated
 
 SMOOTHING = np.array([1, 2, 3, 2, 1]) / 9  # of neighbouring windows: 3 s apart, so about 15 s decide
 PICTURE_COLUMNS = 2000  # of a log-mel in a picture; more frames are averaged
@@ -28,8 +29,7 @@ class Section:
 def smoothed(log_probabilities: np.ndarray) -> np.ndarray:
     """Log-probabilities (windows, classes) of each window with its neighbours; the same shape, each row sums to 1."""
     padded = np.pad(log_probabilities, ((2, 2), (0, 0)), mode="edge")
-    mean = np.lib.stride_tricks.sliding_window_view(padded, len(SMOOTHING), axis=0) @ SMOOTHING
-    return mean - np.logaddexp.reduce(mean, axis=1, keepdims=True)
+    return calibrated(np.lib.stride_tricks.sliding_window_view(padded, len(SMOOTHING), axis=0) @ SMOOTHING)
 
 
 def window_borders(starts: np.ndarray, window: int, start_s: float, seconds: float) -> np.ndarray:
@@ -50,8 +50,7 @@ def sections(log_probabilities: np.ndarray, borders: np.ndarray, genres: Sequenc
     firsts = np.flatnonzero(np.diff(best, prepend=-1))
     found = []
     for first, last in zip(firsts, [*firsts[1:], len(best)], strict=True):
-        mean = smooth[first:last].mean(axis=0)
-        probability = float(np.exp(mean[best[first]] - np.logaddexp.reduce(mean)))
+        probability = float(np.exp(calibrated(smooth[first:last].mean(axis=0))[best[first]]))
         found.append(Section(float(borders[first]), float(borders[last]), genres[best[first]], probability))
     return found
 

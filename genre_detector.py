@@ -40,10 +40,9 @@ import numpy as np
 from common import UserError, argument_parser, command, complain, file_sha256, fraction, positive_int
 from detector_inputs import Found, Heard, Listeners, find_songs, listen
 from detector_output import CsvWriter, JsonLinesWriter, JsonWriter, TextWriter, Writer, songs_done
-from detector_output import as_text as as_text
 from detector_tags import check_installed, read_genre, write_genre
 from detector_timeline import Section, draw, sections, window_borders
-from predict import window_starts
+from predict import calibrated, window_starts
 
 FUSION = "fusion"
 MODELS = (FUSION, "dpa_cnn", "ecas_cnn", "cnn_bigru")
@@ -150,8 +149,7 @@ class GenreDetector:
 
         outputs = [member.outputs([heard.features])[0] for member in self._members]
         windows = {member.name: rows for member, (rows, _) in zip(self._members, outputs, strict=True)}
-        song = {name: rows.mean(axis=0) for name, rows in windows.items()}
-        song = {name: row - np.logaddexp.reduce(row) for name, row in song.items()}
+        song = {name: calibrated(rows.mean(axis=0)) for name, rows in windows.items()}
         if self._fusion is not None:
             rows, vectors = fusion_inputs(outputs)
             windows[FUSION] = self._fusion(rows, vectors)

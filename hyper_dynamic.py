@@ -276,6 +276,7 @@ class Trainer:
         for index, feature in enumerate(features):
             self.songs[index, : feature.shape[1]] = torch.from_numpy(feature.T)
         self.songs = self.songs.to(self.device)
+        self.frames = torch.tensor(self.lengths, device=self.device)
         self.labels = catalogue.labels(tracks)
         self.class_songs = np.bincount(self.labels, minlength=len(catalogue.genres)).tolist()
         self.val_labels = catalogue.labels(catalogue.splits["val"])
@@ -350,8 +351,7 @@ class Trainer:
 
         rules = self.settings
         which, first = torch.from_numpy(song).to(self.device), torch.from_numpy(start).to(self.device)
-        lengths = torch.tensor(self.lengths, device=self.device)
-        windows = cut_windows(self.songs, lengths, which, first, rules.window, self.augmentation.tempo)
+        windows = cut_windows(self.songs, self.frames, which, first, rules.window, self.augmentation.tempo)
         windows, partner, part = mixup(change_windows(windows, self.augmentation, self.basis), rules.mixup)
         logits, _ = self.network(windows.transpose(1, 2))
         targets = torch.from_numpy(self.labels[song]).to(self.device)

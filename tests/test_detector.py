@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 import genre_detector
 from common import UserError
+from detector_output import as_text
 from extract_features import SoundReader, decode, song_features
-from genre_detector import MODELS, GenreDetector, Prediction, as_text
+from genre_detector import MODELS, GenreDetector, Prediction
 from predict import network_outputs
 
 MEMBERS = [name for name in MODELS if name != "fusion"]
