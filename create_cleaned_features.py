@@ -1,7 +1,7 @@
 """Remove the dimensions of the 896-d features that hardly vary, and save which ones are kept.
 
 A unit that is the same for every song carries nothing and makes a classifier's problem ill-conditioned. The
-selector (scikit-learn's VarianceThreshold) is fitted on training songs only and applied to all.
+selector (scikit-learn's VarianceThreshold) is fitted on training and validation songs and applied to all.
 
 Reads   data/fusion_features/{train,val,test}_features.npy
 Writes  data/fusion_features/{train,val,test}_features_cleaned.npy  float32 (songs, kept)
@@ -17,6 +17,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+import numpy as np
+
 from common import SPLITS, UserError, argument_parser, command, format_table, read_array, read_json, write_array
 
 
@@ -30,10 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     maker = "extract_model_features.py"
     folder = args.data / "fusion_features"
-    features = {split: read_array(folder / f"{split}_features.npy", maker) for split in SPLITS}
     sizes = read_json(folder / "provenance.json", maker)["sizes"]
+    here = [split for split in SPLITS if (folder / f"{split}_features.npy").exists()]
+    features = {split: read_array(folder / f"{split}_features.npy", maker) for split in here or SPLITS}
+    learned = [features[split] for split in ("train", "val") if split in features]
+    if not learned:
+        raise UserError(f"only test rows are there: run {maker} again")
     try:
-        selector = VarianceThreshold(args.threshold).fit(features["train"])
+        selector = VarianceThreshold(args.threshold).fit(np.concatenate(learned))
         cleaned = {split: selector.transform(array) for split, array in features.items()}
     except ValueError as error:
         raise UserError(f"the features can't be cleaned ({error}): run {maker} again") from None

@@ -5,20 +5,24 @@ The validation figure stands beside the test figure: it chose thresholds, temper
 ``label_conditioned_composite`` is what the published method reports as accuracy: each class's best check of the
 whole training, put together. No classifier has that accuracy.
 
-Reads   data/metadata.json, data/processed/*_files.txt, the songs, models/
-Writes  results/evaluation.json, results/predictions.csv, results/confusion_<model>.png
+With --protocol the whole pipeline is trained and scored over several splits of the prepared songs, and the test
+songs of all rounds are pooled: five seeds of ``random``, five folds of ``artist``, three training seeds of the
+published ``fault_filtered`` lists. That takes hours; a round that is done is kept, and a stopped command goes on.
+
+Reads   data/metadata.json, data/processed/, the songs, models/
+Writes  results/evaluation.json, results/predictions.csv, results/confusion_<model>.png, results/reliability.png;
+        with --protocol results/protocol_<name>.json, two pictures of that name, and each round below --runs
 
 Examples
     python evaluate.py
     python evaluate.py --update README.md    # put the table between the marks in README.md
-    python evaluate.py --json
+    python evaluate.py --protocol artist --update README.md
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import math
 import re
 import sys
 from collections.abc import Sequence
@@ -36,65 +40,18 @@ from common import (
     file_sha256,
     format_table,
     library_versions,
+    positive_int,
     progress,
     read_catalogue,
     whole_file,
     write_json,
     write_text,
 )
+from figures import RARE, accuracy_without, draw_confusion, draw_reliability, song_figures
 from genre_detector import FUSION, Analysis, GenreDetector
-from predict import class_accuracies
+from protocols import ROUNDS, WHAT, pooled, read_rounds, run_rounds
 
-RARE = 15  # songs: classes with fewer in the data set are also left out of a second figure
-Z_95 = 1.959964
-
-
-# ---------------------------------------------------------------- figures
-
-
-def wilson_interval(right: int, count: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927)."""
-    if count == 0:
-        return 0.0, 1.0
-    part, square = right / count, Z_95**2
-    centre = (part + square / (2 * count)) / (1 + square / count)
-    half = Z_95 * math.sqrt(part * (1 - part) / count + square / (4 * count**2)) / (1 + square / count)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 10) -> float:
-    """Expected calibration error of the top probability, in equal bins (Guo et al., ICML 2017)."""
-    top, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    which = np.minimum((top * bins).astype(int), bins - 1)
-    gaps = [abs(top[which == b].mean() - right[which == b].mean()) * (which == b).mean() for b in np.unique(which)]
-    return float(sum(gaps))
-
-
-def score(analyses: Sequence[Analysis], labels: np.ndarray, genres: list[str], model: str) -> dict[str, Any]:
-    """Figures of one model over songs: all of them parts of 1."""
-    from sklearn.metrics import confusion_matrix, f1_score
-
-    outputs = np.stack([analysis.song[model] for analysis in analyses])
-    said = outputs.argmax(axis=1)
-    right = said == labels
-    windows = [(a.windows[model].argmax(axis=1) == label).mean() for a, label in zip(analyses, labels, strict=True)]
-    return {
-        "songs": len(labels),
-        "song_accuracy": float(right.mean()),
-        "wilson_95": wilson_interval(int(right.sum()), len(right)),
-        "window_accuracy": float(np.mean(windows)),
-        "macro_f1": float(f1_score(labels, said, average="macro", labels=np.unique(labels), zero_division=0)),
-        "expected_calibration_error": calibration_error(np.exp(outputs), labels),
-        "recall": dict(zip(genres, class_accuracies(right, labels, len(genres)), strict=True)),
-        "confusion": confusion_matrix(labels, said, labels=range(len(genres))).tolist(),
-    }
-
-
-def accuracy_without(figures: dict[str, Any], genres: list[str], rare: list[str]) -> float:
-    """Song accuracy over the songs of the other genres."""
-    matrix = np.array(figures["confusion"])[[genre not in rare for genre in genres]]
-    keep = np.flatnonzero([genre not in rare for genre in genres])
-    return float(matrix[np.arange(len(keep)), keep].sum() / max(1, matrix.sum()))
+Table = tuple[list[str], list[list[str]]]
 
 
 # ---------------------------------------------------------------- predictions
@@ -114,29 +71,41 @@ def analyse_songs(detector: GenreDetector, catalogue: Catalogue, split: str) -> 
     return tracks, analyses
 
 
+def score(analyses: Sequence[Analysis], labels: np.ndarray, genres: list[str], model: str) -> dict[str, Any]:
+    """Figures of one model over songs: all of them parts of 1."""
+    windows = [(a.windows[model].argmax(axis=1) == label).mean() for a, label in zip(analyses, labels, strict=True)]
+    figures = song_figures(np.exp(np.stack([a.song[model] for a in analyses])), labels, genres)
+    return figures | {"window_accuracy": float(np.mean(windows))}
+
+
 def evaluate(detector: GenreDetector, catalogue: Catalogue, models: Path) -> tuple[dict[str, Any], list[list[str]]]:
-    """All figures, and each test song's predictions (track, genre, one column a model)."""
+    """All figures, and a row of predictions for each validation and test song and model."""
     from checkpoints import load_checkpoint
     from extract_model_features import MEMBERS
 
     names = [*MEMBERS, FUSION]
     scores: dict[str, dict[str, Any]] = {name: {} for name in names}
-    rows: list[list[str]] = []
+    rows = [["split", "track", "genre", "model", *catalogue.genres]]
     for split in ("val", "test"):
         tracks, analyses = analyse_songs(detector, catalogue, split)
         labels = catalogue.labels(tracks)
         for name in names:
             scores[name][split] = score(analyses, labels, catalogue.genres, name)
-    rows = [
-        [track, catalogue.songs[track].genre, *(catalogue.genres[int(a.song[name].argmax())] for name in names)]
-        for track, a in zip(tracks, analyses, strict=True)
-    ]
+            rows += [
+                [split, track, catalogue.songs[track].genre, name, *(f"{p:.6g}" for p in np.exp(a.song[name]))]
+                for track, a in zip(tracks, analyses, strict=True)
+            ]
     checkpoints = {}
     for name in MEMBERS:
         path = models / name / "model.safetensors"
         meta = load_checkpoint(path, f"{MEMBERS[name]}.py")[1]
         scores[name]["label_conditioned_composite"] = meta["label_conditioned_composite"]
-        checkpoints[name] = {"sha256": file_sha256(path), "seed": meta["seed"], "windows": meta["progress"]["windows"]}
+        checkpoints[name] = {
+            "sha256": file_sha256(path),
+            "seed": meta["seed"],
+            "windows": meta["progress"]["windows"],
+            "settings": meta["settings"],
+        }
     songs = [song for song in catalogue.songs.values() if song.verdict == "ok"]
     count = {genre: sum(song.genre == genre for song in songs) for genre in catalogue.genres}
     rare = [genre for genre in catalogue.genres if count[genre] < RARE]
@@ -148,7 +117,7 @@ def evaluate(detector: GenreDetector, catalogue: Catalogue, models: Path) -> tup
         "models": scores,
         "checkpoints": checkpoints,
         "versions": library_versions(),
-    }, [["track", "genre", *names], *rows]
+    }, rows
 
 
 # ---------------------------------------------------------------- output
@@ -158,8 +127,8 @@ def percent(part: float | None) -> str:
     return "-" if part is None else f"{100 * part:.1f}"
 
 
-def tables(result: dict[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
-    """Header and rows of the results table and of the recall table."""
+def tables(result: dict[str, Any]) -> list[Table]:
+    """Header and rows of the results table and of the recall table of one split."""
     rare = result["rare_genres"]
     header = ["model", "test, %", "95 % interval", *([f"without {' and '.join(rare)}, %"] if rare else [])]
     header += ["windows, %", "macro-F1, %", "calibration error, %", "validation, %", "composite*, %"]
@@ -168,16 +137,36 @@ def tables(result: dict[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
         test = scores["test"]
         row = [name, percent(test["song_accuracy"]), "-".join(percent(end) for end in test["wilson_95"])]
         if rare:
-            row.append(percent(accuracy_without(test, result["genres"], rare)))
+            row.append(percent(accuracy_without(test["confusion"], result["genres"], rare)))
         parts = [test["window_accuracy"], test["macro_f1"], test["expected_calibration_error"]]
         parts += [scores["val"]["song_accuracy"], scores.get("label_conditioned_composite")]
         rows.append([*row, *map(percent, parts)])
-    confusion = np.array(result["models"][FUSION]["test"]["confusion"])
-    recall = [
-        [genre, str(songs), *(percent(scores["test"]["recall"][genre]) for scores in result["models"].values())]
-        for genre, songs in zip(result["genres"], confusion.sum(axis=1), strict=True)
+    return [(header, rows), recall_table(result, {name: s["test"] for name, s in result["models"].items()})]
+
+
+def recall_table(result: dict[str, Any], figures: dict[str, dict[str, Any]]) -> Table:
+    songs = np.array(figures[FUSION]["confusion"]).sum(axis=1)
+    return ["recall, %", "test songs", *figures], [
+        [genre, str(count), *(percent(scores["recall"][genre]) for scores in figures.values())]
+        for genre, count in zip(result["genres"], songs, strict=True)
     ]
-    return [(header, rows), (["recall, %", "test songs", *result["models"]], recall)]
+
+
+def protocol_tables(result: dict[str, Any]) -> list[Table]:
+    """The same of the pooled rounds of a protocol."""
+    rare = result["rare_genres"]
+    header = ["model", "mean, %", "spread", "pooled 95 %", *([f"without {' and '.join(rare)}, %"] if rare else [])]
+    header += ["macro-F1, %", "calibration error, %", "validation, %", "rounds, %"]
+    rows = []
+    for name, scores in result["models"].items():
+        row = [name, percent(scores["mean"]), percent(scores["spread"])]
+        row.append("-".join(percent(end) for end in scores["wilson_95"]))
+        if rare:
+            row.append(percent(scores["without_rare"]))
+        row += [percent(scores.get(key)) for key in ("macro_f1", "expected_calibration_error", "validation")]
+        rows.append([*row, " ".join(percent(part) for part in scores["by_round"])])
+    members = {name: scores for name, scores in result["models"].items() if "recall" in scores and name != "average"}
+    return [(header, rows), recall_table(result, members)]
 
 
 def caption(result: dict[str, Any]) -> str:
@@ -189,97 +178,120 @@ def caption(result: dict[str, Any]) -> str:
     )
 
 
-def markdown(result: dict[str, Any]) -> str:
-    """The tables for a README."""
-    parts = [caption(result)]
-    for header, rows in tables(result):
-        lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-        parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
-    parts.append(
-        "\\* `label_conditioned_composite`: each class's best validation check of the whole training put together, "
-        "as the published method reports; no classifier has this accuracy."
+def protocol_caption(result: dict[str, Any]) -> str:
+    gain, rounds = result["fusion_against_best"], result["rounds"]
+    low, high = (f"{100 * end:+.1f}" for end in gain["bootstrap_95"])
+    return (
+        f"Protocol {result['protocol']}: {rounds} of {ROUNDS[result['protocol']]} {WHAT[result['protocol']]}; "
+        f"{result['songs']} answers about {result['different_songs']} different test songs. The fusion is "
+        f"{100 * gain['difference']:+.1f} points from its best member, {result['best_member']} (paired bootstrap "
+        f"{low} to {high}, McNemar p {gain['mcnemar_p']:.2g}). Spread: standard deviation of the rounds."
     )
-    return "\n\n".join(parts)
 
 
-def with_tables(path: Path, text: str) -> str:
-    """A document with text between its marks ``<!-- evaluate.py -->`` and ``<!-- end -->``.
+def markdown(text: str, parts: Sequence[Table], note: str = "") -> str:
+    """Caption, tables and note for a README."""
+    blocks = [text]
+    for header, rows in parts:
+        lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+        blocks.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+    return "\n\n".join([*blocks, *([note] if note else [])])
+
+
+COMPOSITE = (
+    "\\* `label_conditioned_composite`: each class's best validation check of the whole training put together, "
+    "as the published method reports; no classifier has this accuracy."
+)
+
+
+def with_tables(path: Path, text: str, mark: str) -> str:
+    """A document with text between ``<!-- mark -->`` and the next ``<!-- end -->``.
 
     Raises UserError if it is absent or has no marks.
     """
-    pattern = re.compile(r"(<!-- evaluate\.py -->\n).*?(<!-- end -->)", re.DOTALL)
+    pattern = re.compile(rf"(<!-- {re.escape(mark)} -->\n).*?(<!-- end -->)", re.DOTALL)
     try:
         document = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read ({error}): name a document with --update") from None
     if not pattern.search(document):
-        raise UserError(f"{path} has no '<!-- evaluate.py -->' and '<!-- end -->' lines to put the table between")
+        raise UserError(f"{path} has no '<!-- {mark} -->' and '<!-- end -->' lines to put the table between")
     return pattern.sub(lambda match: f"{match[1]}{text}\n{match[2]}", document)
 
 
-def draw_confusion(matrix: np.ndarray, genres: list[str], title: str, path: Path) -> None:
-    """A picture of a confusion matrix: true genres down, predicted across, counts in the cells."""
-    import matplotlib
+def one_split(catalogue: Catalogue, models: Path, device: str, results: Path) -> dict[str, Any]:
+    """Score the networks below ``models`` on the songs of their split; write figures, predictions and pictures."""
+    detector = GenreDetector(FUSION, models, device)
+    if detector.meta["split"] != catalogue.split or detector.genres != catalogue.genres:
+        raise UserError(
+            f"the networks were trained on split {detector.meta['split']['name']!r}, seed "
+            f"{detector.meta['split']['seed']}, not on the one in {catalogue.data}: they may have seen its test songs"
+        )
+    result, rows = evaluate(detector, catalogue, models)
+    with whole_file(results / "predictions.csv") as temporary, temporary.open("w", newline="") as stream:
+        csv.writer(stream).writerows(rows)
+    for name, scores in result["models"].items():
+        test = scores["test"]
+        title = f"{name}: {percent(test['song_accuracy'])} % of {test['songs']} test songs"
+        draw_confusion(np.array(test["confusion"]), catalogue.genres, title, results / f"confusion_{name}.png")
+    outputs: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for split, label in (("val", "validation songs"), ("test", "test songs")):
+        chosen = [row for row in rows[1:] if row[0] == split and row[3] == FUSION]
+        labels = np.array([catalogue.genres.index(row[2]) for row in chosen])
+        outputs[label] = np.array([row[4:] for row in chosen], dtype=float), labels
+    draw_reliability(outputs, "fusion", results / "reliability.png")
+    write_json(results / "evaluation.json", result)
+    return result
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    parts = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    size = 2.5 + 0.5 * len(genres)
-    figure, axes = pyplot.subplots(figsize=(size, size), layout="constrained")
-    axes.imshow(parts, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(genres)), genres, rotation=45, ha="right")
-    axes.set_yticks(range(len(genres)), [f"{g} ({n})" for g, n in zip(genres, matrix.sum(axis=1), strict=True)])
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true (songs)")
-    axes.set_title(title)
-    for (row, column), count in np.ndenumerate(matrix):
-        if count:
-            colour = "white" if parts[row, column] > 0.5 else "black"
-            axes.text(column, row, str(count), ha="center", va="center", color=colour)
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-    pyplot.close(figure)
+def protocol(name: str, folders: Sequence[Path], results: Path) -> dict[str, Any]:
+    """Pool the rounds of a protocol; write figures and pictures."""
+    pool = read_rounds(folders)
+    result = {"protocol": name, "rounds": len(folders), **pooled(pool, FUSION), "versions": library_versions()}
+    figures = result["models"][FUSION]
+    title = f"fusion, {name}: {percent(figures['mean'])} %, {len(folders)} rounds"
+    draw_confusion(np.array(figures["confusion"]), pool.genres, title, results / f"protocol_{name}_confusion.png")
+    outputs = {model: (probabilities, pool.labels) for model, probabilities in pool.outputs.items()}
+    draw_reliability(outputs, f"{name}, {len(folders)} rounds", results / f"protocol_{name}_reliability.png")
+    write_json(results / f"protocol_{name}.json", result)
+    return result
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__, "--data", "--models", "--device", "--threads", "--json")
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="folder of the results")
-    parser.add_argument(
-        "--update", type=Path, nargs="*", default=[], metavar="FILE", help="documents to put the table in"
-    )
+    add = parser.add_argument
+    add("--results", type=Path, default=Path("results"), metavar="DIR", help="folder of the results")
+    add("--update", type=Path, nargs="*", default=[], metavar="FILE", help="documents to put the tables in")
+    add("--protocol", choices=list(ROUNDS), help="train and score the pipeline over several splits")
+    add("--rounds", type=positive_int, metavar="N", help="with --protocol: only the first N of its rounds")
+    add("--split-lists", type=Path, metavar="DIR", help="folder of {train,valid,test}_filtered.txt, for fault_filtered")
+    add("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of the rounds of protocols")
+    add("--jobs", type=positive_int, default=2, metavar="N", help="trainings of a protocol at once, one thread each")
+    add("--training", default="", metavar="OPTIONS", help="options for the training scripts, such as '--epochs 12'")
     args = parser.parse_args(argv)
+    mark = f"evaluate.py --protocol {args.protocol}" if args.protocol else "evaluate.py"
     for document in args.update:
-        with_tables(document, "")  # a mistake here is told before minutes of work
+        with_tables(document, "", mark)  # a mistake here is told before minutes of work
 
-    import torch
-
-    torch.set_num_threads(args.threads)
     catalogue = read_catalogue(args.data)
-    detector = GenreDetector(FUSION, args.models, args.device)
-    if detector.meta["split"] != catalogue.split or detector.genres != catalogue.genres:
-        raise UserError(
-            f"the networks were trained on split {detector.meta['split']['name']!r}, seed "
-            f"{detector.meta['split']['seed']}, not on the one in {args.data}: they may have seen its test songs"
-        )
-    result, rows = evaluate(detector, catalogue, args.models)
-    write_json(args.results / "evaluation.json", result)
-    with whole_file(args.results / "predictions.csv") as temporary, temporary.open("w", newline="") as stream:
-        csv.writer(stream).writerows(rows)
-    for name, scores in result["models"].items():
-        test = scores["test"]
-        title = f"{name}: {percent(test['song_accuracy'])} % of {test['songs']} test songs"
-        draw_confusion(np.array(test["confusion"]), catalogue.genres, title, args.results / f"confusion_{name}.png")
+    if args.protocol:
+        rounds = min(args.rounds or ROUNDS[args.protocol], ROUNDS[args.protocol])
+        folders = run_rounds(catalogue, args.protocol, rounds, args.runs, args.split_lists, args.jobs, args.training)
+        result = protocol(args.protocol, folders, args.results)
+        text, parts, note = protocol_caption(result), protocol_tables(result), ""
+    else:
+        import torch
+
+        torch.set_num_threads(args.threads)
+        result = one_split(catalogue, args.models, args.device, args.results)
+        text, parts, note = caption(result), tables(result), COMPOSITE
     for document in args.update:
-        write_text(document, with_tables(document, markdown(result)))
+        write_text(document, with_tables(document, markdown(text, parts, note), mark))
     if args.json:
         print(json.dumps(result, indent=1))
     else:
-        print(caption(result))
-        for header, body in tables(result):
-            print("\n" + format_table(header, body))
-        print("\n* label_conditioned_composite: the published way of scoring; no classifier has this accuracy.")
+        print("\n\n".join([text, *(format_table(*part) for part in parts), *([note.lstrip("\\")] if note else [])]))
     return 0
 
 

@@ -136,6 +136,7 @@ def _split_rows(catalogue: Catalogue, members: list[Member], split: str) -> dict
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__, "--data", "--models", "--device", "--threads")
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="only these; the fusion needs val")
     args = parser.parse_args(argv)
 
     import torch
@@ -151,7 +152,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
     folder = args.data / "fusion_features"
     rows = []
-    for split in SPLITS:
+    for old in folder.glob("*.npy"):
+        old.unlink()  # rows of other networks must not be mixed with these
+    for split in args.splits:
         arrays = _split_rows(catalogue, members, split)
         for name, array in arrays.items():
             write_array(folder / f"{split}_{name}.npy", array)

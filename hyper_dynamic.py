@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,59 +31,28 @@ from common import (
     write_text,
 )
 from extract_features import N_MELS, N_MFCC, load_features
-from predict import (
-    calibrated,
-    class_accuracies,
-    confidence_threshold,
-    fit_temperature,
-    network_outputs,
-    window_hop,
-    window_starts,
+from predict import calibrated, class_accuracies, confidence_threshold, fit_temperature, network_outputs
+from rules import (
+    ClassState,
+    Settings,
+    class_weights,
+    draw_windows,
+    learning_rate,
+    training_overlap,
+    training_rate,
+    training_window,
+    update_classes,
 )
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from augment import Augmentation
+
 EMA_DECAY = 0.995  # of the weights that are validated and released
 GRADIENT_NORM = 5.0
-VALIDATION_WINDOWS = 6  # a song, in the checks during training; the final figure takes all
-
-
-# ---------------------------------------------------------------- settings
-
-
-def setting(default: Any, text: str, low: float = 0, high: float = math.inf) -> Any:
-    """A field that is an option of the training scripts, refused outside its range."""
-    return field(default=default, metadata={"help": text, "low": low, "high": high})
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that decides a training run; every field but the first two is an option of the script."""
-
-    name: str  # of the folder below models/
-    features: str  # "melspectrogram" or "mfcc"
-    epochs: int = setting(90, "length of the schedule; it has no early stopping", low=1)
-    batch_size: int = setting(16, "windows a step", low=2)
-    learning_rate: float = setting(2e-3, "peak of the one-cycle schedule")
-    weight_decay: float = setting(0.02, "of AdamW, on weight matrices only")
-    window: int = setting(260, "frames a window, 43 a second; the published method has 130", low=1)
-    overlap: float = setting(0.5, "of neighbouring windows", high=0.95)
-    share: float = setting(0.12, "part of all windows an epoch draws; the published method has 1", low=0.001, high=1)
-    label_smoothing: float = setting(0.1, "part of each target spread over all classes", high=1)
-    mixup: float = setting(0.3, "alpha of mixup; 0 switches it off")
-    width: float = setting(1.0, "factor on the channels of the network", low=0.01)
-    graduate_at: float = setting(0.85, "smoothed validation accuracy at which a class graduates")
-    demote_margin: float = setting(0.10, "a graduate this far below graduate-at goes back to full training", high=1)
-    smoothing: float = setting(0.6, "weight of the past in the smoothed accuracy", high=1)
-    rehearsal_rate: float = setting(0.25, "part of its windows that a graduated class still trains on", 0.01, 1)
-    struggle_below: float = setting(0.5, "smoothed accuracy below which a class struggles", high=1)
-    struggle_after: float = setting(0.17, "part of the schedule before a class can struggle", high=1)
-    struggling_overlap: float = setting(0.75, "overlap of training windows of a struggling class", high=0.95)
-    weight_strength: float = setting(1.0, "how far class weights follow the errors")
-    consolidation: float = setting(0.2, "last part of the schedule, in which every class trains in full", high=1)
-    check_every: int = setting(3, "epochs between two looks at the validation songs", low=1)
+VALIDATION_WINDOWS = 4  # a song, in the checks during training; the final figure takes all
 
 
 # ---------------------------------------------------------------- device, seed
@@ -109,118 +78,6 @@ def set_seed(*parts: int) -> np.random.Generator:
     return np.random.default_rng(parts)
 
 
-# ---------------------------------------------------------------- windows of an epoch
-
-
-def draw_windows(
-    lengths: Sequence[int],
-    overlaps: Sequence[float],
-    rates: Sequence[float],
-    window: int,
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The windows of one epoch, shuffled.
-
-    Each song's windows lie on a grid of its own overlap that starts at a random frame; ``rate`` of them are
-    drawn without replacement, rounded at random so that the mean is exact.
-
-    Returns
-    -------
-    song, start : int64 (windows,)
-    """
-    song, start = [], []
-    for index, (frames, overlap, rate) in enumerate(zip(lengths, overlaps, rates, strict=True)):
-        starts = window_starts(frames, window, overlap, int(rng.integers(window_hop(window, overlap))))
-        count = min(len(starts), int(rate * len(starts) + rng.random()))
-        song.append(np.full(count, index, dtype=np.int64))
-        start.append(rng.choice(starts, count, replace=False))
-    order = rng.permutation(sum(map(len, song)))
-    return np.concatenate(song)[order], np.concatenate(start)[order]
-
-
-# ---------------------------------------------------------------- the rules
-
-
-@dataclass(frozen=True)
-class ClassState:
-    """What the loop knows of one class."""
-
-    accuracy: float | None = None  # smoothed over checks; None before the first, or without validation songs
-    graduated: bool = False
-    struggling: bool = False
-    weight: float = 1.0  # of the class in the loss
-
-
-def smooth(past: float | None, measured: float | None, smoothing: float) -> float | None:
-    """Exponential mean from 0 on, so that neither one lucky check nor the noise of 15 songs decides.
-
-    None is no measurement: a class without validation songs.
-    """
-    return past if measured is None else smoothing * (past or 0.0) + (1 - smoothing) * measured
-
-
-def is_graduated(accuracy: float | None, graduated: bool, rules: Settings) -> bool:
-    """A class graduates at the threshold and is demoted once it is below the threshold less the margin."""
-    return accuracy is not None and accuracy >= rules.graduate_at - (rules.demote_margin if graduated else 0.0)
-
-
-def is_struggling(accuracy: float | None, epoch: int, rules: Settings) -> bool:
-    """Below the threshold, once the schedule is far enough on for that to mean something."""
-    return accuracy is not None and accuracy < rules.struggle_below and epoch >= rules.struggle_after * rules.epochs
-
-
-def class_weights(accuracies: Sequence[float | None], songs: Sequence[int], rules: Settings) -> list[float]:
-    """Loss weights between 0.5 and 2 with mean 1, larger for classes with more errors and for rare classes.
-
-    ``songs`` are the training songs of each class; a class of unknown accuracy counts as average.
-    """
-    known = [accuracy for accuracy in accuracies if accuracy is not None]
-    average = sum(known) / max(1, len(known))
-    lacks = np.array([0.0 if accuracy is None else average - accuracy for accuracy in accuracies])
-    rarity = np.maximum(songs, 1) ** -0.5
-    raw = np.exp(rules.weight_strength * lacks) * rarity / rarity.mean()
-    low, high = -raw.max(), 2.0  # the shift that makes the bounded weights' mean 1 lies between these
-    for _ in range(60):
-        shift = (low + high) / 2
-        low, high = (shift, high) if np.clip(raw + shift, 0.5, 2).mean() < 1 else (low, shift)
-    return [float(weight) for weight in np.clip(raw + high, 0.5, 2)]
-
-
-def update_classes(
-    states: Sequence[ClassState], measured: Sequence[float | None], songs: Sequence[int], epoch: int, rules: Settings
-) -> list[ClassState]:
-    """Every class's state after a check: per-class validation accuracy ``measured`` at ``epoch``."""
-    accuracies = [smooth(state.accuracy, now, rules.smoothing) for state, now in zip(states, measured, strict=True)]
-    return [
-        ClassState(
-            accuracy,
-            is_graduated(accuracy, state.graduated, rules),
-            is_struggling(accuracy, epoch, rules),
-            weight,
-        )
-        for state, accuracy, weight in zip(states, accuracies, class_weights(accuracies, songs, rules), strict=True)
-    ]
-
-
-def in_consolidation(epoch: int, rules: Settings) -> bool:
-    return epoch >= rules.epochs * (1 - rules.consolidation)
-
-
-def training_rate(state: ClassState, epoch: int, rules: Settings) -> float:
-    """Part of its windows that a class trains on in an epoch: never 0."""
-    rehearses = state.graduated and not in_consolidation(epoch, rules)
-    return rules.share * (rules.rehearsal_rate if rehearses else 1.0)
-
-
-def training_overlap(state: ClassState, rules: Settings) -> float:
-    return rules.struggling_overlap if state.struggling else rules.overlap
-
-
-def learning_rate(done: float, peak: float) -> float:
-    """One cycle over the schedule: up linearly for 15 % of it, down to 0 on a half cosine (``done`` from 0 to 1)."""
-    return peak * (done / 0.15 if done < 0.15 else (1 + math.cos(math.pi * (done - 0.15) / 0.85)) / 2)
-
-
 # ---------------------------------------------------------------- the loop
 
 
@@ -234,7 +91,6 @@ class Progress:
     steps: int = 0
     windows: int = 0  # trained on so far
     seconds: float = 0.0
-    best_loss: float | None = None  # of the validation checks
 
 
 class Trainer:
@@ -248,6 +104,7 @@ class Trainer:
         folder: Path,
         seed: int,
         device: str,
+        augmentation: Augmentation | None = None,
     ):
         import torch
 
@@ -259,12 +116,16 @@ class Trainer:
         self.network = build(len(catalogue.genres), settings.width).to(self.device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.network).requires_grad_(False)
+        pairs = zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True)
+        floats = [(mean, now) for mean, now in pairs if mean.is_floating_point()]
+        self._means, self._nows = ([pair[side] for pair in floats] for side in (0, 1))
         matrices = [p for p in self.network.parameters() if p.ndim > 1]
         vectors = [p for p in self.network.parameters() if p.ndim <= 1]
         self.optimiser = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+            [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+            fused=True,
         )
-        self.augmentation = Augmentation()
+        self.augmentation = augmentation or Augmentation()
         self.basis = dct_basis(N_MFCC, N_MELS).to(self.device) if settings.features == "mfcc" else None
 
         tracks = catalogue.splits["train"]
@@ -287,7 +148,7 @@ class Trainer:
     # -------- an epoch
 
     def run(self, resume: bool) -> dict[str, Any]:
-        """Train to the end of the schedule, release the best averaged weights, return that checkpoint's meta."""
+        """Train to the end of the schedule, release the averaged weights, return that checkpoint's meta."""
         log = self.folder / "log.jsonl"
         for rest in self.folder.glob(".*.part"):  # of a run that was killed
             rest.unlink()
@@ -315,7 +176,7 @@ class Trainer:
             self.lengths,
             [training_overlap(classes[label], rules) for label in self.labels],
             [training_rate(classes[label], epoch, rules) for label in self.labels],
-            rules.window,
+            training_window(epoch, rules),
             set_seed(self.seed, 1, epoch),
         )
         batches = [
@@ -329,7 +190,7 @@ class Trainer:
             rate = learning_rate((epoch + step / len(batches)) / rules.epochs, rules.learning_rate)
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
-            loss = self._loss(song[batch], start[batch])
+            loss = self._loss(song[batch], start[batch], training_window(epoch, rules))
             if not torch.isfinite(loss):
                 raise UserError(f"the loss is {loss.item()} in epoch {epoch + 1}: try a smaller --learning-rate")
             self.optimiser.zero_grad()
@@ -342,7 +203,7 @@ class Trainer:
         self.state.windows += len(song)
         return {"epoch": epoch, "loss": float(np.mean(losses)) if losses else None, "windows": self.state.windows}
 
-    def _loss(self, song: np.ndarray, start: np.ndarray) -> torch.Tensor:
+    def _loss(self, song: np.ndarray, start: np.ndarray, window: int) -> torch.Tensor:
         """Class-weighted cross-entropy of augmented, mixed windows."""
         import torch
         from torch.nn.functional import cross_entropy
@@ -351,7 +212,7 @@ class Trainer:
 
         rules = self.settings
         which, first = torch.from_numpy(song).to(self.device), torch.from_numpy(start).to(self.device)
-        windows = cut_windows(self.songs, self.frames, which, first, rules.window, self.augmentation.tempo)
+        windows = cut_windows(self.songs, self.frames, which, first, window, self.augmentation.tempo)
         windows, partner, part = mixup(change_windows(windows, self.augmentation, self.basis), rules.mixup)
         logits, _ = self.network(windows.transpose(1, 2))
         targets = torch.from_numpy(self.labels[song]).to(self.device)
@@ -369,22 +230,18 @@ class Trainer:
 
         decay = min(EMA_DECAY, (1 + self.state.steps) / (10 + self.state.steps))
         with torch.no_grad():
-            for mean, now in zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True):
-                if mean.is_floating_point():
-                    mean.lerp_(now, 1 - decay)
-                else:
-                    mean.copy_(now)
+            torch._foreach_lerp_(self._means, self._nows, 1 - decay)
 
     # -------- validation
 
-    def _validate(self, limit: int | None) -> np.ndarray:
+    def validate(self, limit: int | None = None) -> np.ndarray:
         """Mean log-probabilities over windows of the validation songs by the averaged weights, (songs, classes)."""
         outputs = network_outputs(self.average, self.val_features, self.settings.window, self.settings.overlap, limit)
         return np.stack([windows.mean(axis=0) for windows, _ in outputs])
 
     def _check(self, epoch: int) -> dict[str, Any]:
-        """Look at the validation songs, apply the rules, keep the weights with the least loss so far."""
-        outputs = self._validate(VALIDATION_WINDOWS)
+        """Look at the validation songs and apply the rules."""
+        outputs = self.validate(VALIDATION_WINDOWS)
         right = outputs.argmax(1) == self.val_labels
         loss = -float(outputs[np.arange(len(right)), self.val_labels].mean())
         genres, before = self.catalogue.genres, self.state.classes
@@ -392,9 +249,6 @@ class Trainer:
         self.state.classes = update_classes(before, measured, self.class_songs, epoch, self.settings)
         pairs = zip(self.state.best_accuracies, measured, strict=True)
         self.state.best_accuracies = [max(best, now or 0.0) for best, now in pairs]
-        if self.state.best_loss is None or loss < self.state.best_loss:
-            self.state.best_loss = loss
-            save_checkpoint(self.folder / "best.safetensors", self.average.state_dict(), self._meta())
         moves = [
             f"{genre} {'graduates' if now.graduated else 'is demoted'}"
             for genre, was, now in zip(genres, before, self.state.classes, strict=True)
@@ -438,6 +292,8 @@ class Trainer:
         save_checkpoint(self.folder / "latest.safetensors", tensors, self._meta())
 
     def _load_latest(self) -> None:
+        import torch
+
         path = self.folder / "latest.safetensors"
         tensors, meta = load_checkpoint(path, "this script without --resume")
         expected = self._meta()
@@ -451,27 +307,29 @@ class Trainer:
         fill_network(self.network, parts["network"], path)
         fill_network(self.average, parts["average"], path)
         state: dict[int, dict[str, torch.Tensor]] = {}
+        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         for name, value in parts["optimiser"].items():
             index, rest = name.split(".")
+            if value.shape == parameters[int(index)].shape:  # the fused step reads memory in the parameter's own order
+                value = torch.empty_like(parameters[int(index)], requires_grad=False).copy_(value)
             state.setdefault(int(index), {})[rest] = value
         self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": state})
         saved = meta["progress"]
         self.state = Progress(**saved | {"classes": [ClassState(**values) for values in saved["classes"]]})
 
     def _release(self) -> dict[str, Any]:
-        """Round the weights of the check with the least validation loss to half precision, calibrate, save them.
+        """Round the averaged weights as they are at the end of the schedule to half precision, calibrate, save them.
 
-        Test songs have no part in this choice; the validation figure is the best of many checks.
+        No check chooses them, so validation songs steer the rules and the temperature only.
         """
-        best, path = self.folder / "best.safetensors", self.folder / "model.safetensors"
-        tensors, chosen = load_checkpoint(best, "this script without --resume")
+        path = self.folder / "model.safetensors"
+        tensors = self.average.state_dict()
         halves = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
-        fill_network(self.average, halves, best)
-        outputs = self._validate(None)
+        fill_network(self.average, halves, path)
+        outputs = self.validate()
         songs = np.bincount(self.val_labels, minlength=len(self.catalogue.genres))
         temperature = fit_temperature(outputs, self.val_labels)
         meta = self._meta() | {
-            "released_epoch": chosen["progress"]["epoch"] + 1,
             "temperature": temperature,
             "min_confidence": confidence_threshold(calibrated(outputs, temperature), self.val_labels),
             "validation_accuracy": float((outputs.argmax(1) == self.val_labels).mean()),
@@ -519,7 +377,6 @@ def training_command(
         ("validation accuracy, %", f"{100 * meta['validation_accuracy']:.1f}"),
         ("label_conditioned_composite, %", f"{100 * meta['label_conditioned_composite']:.1f}"),
         ("temperature", f"{meta['temperature']:.2f}"),
-        ("released epoch", meta["released_epoch"]),
         ("windows trained on", trainer.state.windows),
         ("seconds", f"{trainer.state.seconds:.0f}"),
     ]

@@ -27,6 +27,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -343,35 +344,67 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _split(
-    args: argparse.Namespace, usable: Sequence[Song], songs: Sequence[Song], pairs: Sequence[tuple[int, int]]
-) -> tuple[dict[str, list[str]], list[str]]:
-    """Tracks of each split, and the tracks dropped because they repeat others."""
+def split_songs(
+    songs: Sequence[Song],
+    repeats: Sequence[tuple[str, str]],
+    method: str,
+    seed: int,
+    val: float,
+    test: float,
+    fold: tuple[int, int] | None = None,
+    lists: Path | None = None,
+) -> tuple[dict[str, list[str]], dict[str, Any], list[str]]:
+    """Share the usable songs out: the one place where songs get into training, validation or test.
+
+    Parameters
+    ----------
+    repeats : pairs of tracks that hold one recording
+    method : "random", "artist" or "fault_filtered", the latter by the published ``lists``
+    val, test : shares of the songs; with ``fold`` (number, of) the test songs are those of one fold of many
+
+    Returns
+    -------
+    Tracks of each split, what a catalogue says of the split, and the tracks dropped because they repeat others.
+    """
+    usable = [song for song in songs if song.verdict == "ok"]
+    place = {song.track: index for index, song in enumerate(usable)}
+    pairs = [(place[first], place[second]) for first, second in repeats]
     repeat_groups = linked_groups(len(usable), [""] * len(usable), pairs)
     group_of = {song.track: int(group) for song, group in zip(usable, repeat_groups, strict=True)}
     dropped: list[str] = []
-    if args.split == "fault_filtered":
-        splits = read_split_lists(args.split_lists, songs)
+    if method == "fault_filtered":
+        assert lists is not None
+        splits = read_split_lists(lists, songs)
         dropped = drop_crossing_repeats(splits, group_of)
     else:
         genres = sorted({song.genre for song in usable})
         labels = np.array([genres.index(song.genre) for song in usable])
-        keys = [artist_key(song.artist) if args.split == "artist" else "" for song in usable]
+        keys = [artist_key(song.artist) if method == "artist" else "" for song in usable]
         groups = linked_groups(len(usable), keys, pairs)
-        if args.folds:
-            part = split_fold(labels, groups, args.fold, args.folds, args.val_fraction, args.seed)
+        if fold:
+            part = split_fold(labels, groups, *fold, val, seed)
         else:
-            fractions = (1 - args.val_fraction - args.test_fraction, args.val_fraction, args.test_fraction)
-            part = share_out(labels, groups, fractions, args.seed)
+            part = share_out(labels, groups, (1 - val - test, val, test), seed)
         splits = {
             name: sorted(song.track for song, place in zip(usable, part, strict=True) if place == number)
             for number, name in enumerate(SPLITS)
         }
     kinds = {"repeat": {track: str(group) for track, group in group_of.items()}}
-    if args.split == "artist":
+    if method == "artist":
         kinds["artist"] = {song.track: artist_key(song.artist) for song in usable}
     check_apart(splits, kinds)
-    return splits, dropped
+    file_of = {song.track: song.file for song in songs}
+    record = {
+        "name": f"{method}_fold{fold[0]}of{fold[1]}" if fold else method,
+        "method": method,
+        "seed": seed,
+        "fold": {"number": fold[0], "of": fold[1]} if fold else None,
+        "sha256": {
+            part: hashlib.sha256("".join(file_of[track] + "\n" for track in tracks).encode()).hexdigest()
+            for part, tracks in splits.items()
+        },
+    }
+    return splits, record, dropped
 
 
 @command
@@ -403,22 +436,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     prints = [check.print for check in good if check.print is not None]
     repeats = find_repeats([check.sound for check in good], prints, args.repeat_threshold)
     _report_repeats(usable, repeats)
-    splits, dropped = _split(args, usable, songs, [(pair.first, pair.second) for pair in repeats])
+    repeated = [(usable[pair.first].track, usable[pair.second].track) for pair in repeats]
+    fold = (args.fold, args.folds) if args.folds else None
+    splits, split, dropped = split_songs(
+        songs, repeated, args.split, args.seed, args.val_fraction, args.test_fraction, fold, args.split_lists
+    )
     for track in dropped:
         complain(f"{track} repeats a song of another list and is in none")
-
-    name = f"{args.split}_fold{args.fold}of{args.folds}" if args.folds else args.split
     by_track = {song.track: song for song in songs}
-    split = {
-        "name": name,
-        "method": args.split,
-        "seed": args.seed,
-        "fold": {"number": args.fold, "of": args.folds} if args.folds else None,
-        "sha256": {
-            part: hashlib.sha256("".join(by_track[track].file + "\n" for track in tracks).encode()).hexdigest()
-            for part, tracks in splits.items()
-        },
-    }
     catalogue = Catalogue(genres, by_track, splits, split, args.data)
     write_catalogue(
         catalogue,
@@ -430,17 +455,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             "fractions": {"val": args.val_fraction, "test": args.test_fraction},
             "repeats": [
                 {
-                    "tracks": [usable[pair.first].track, usable[pair.second].track],
+                    "tracks": tracks,
                     "kind": "exact" if pair.exact else "near",
                     "score": pair.score,
                 }
-                for pair in repeats
+                for tracks, pair in zip(repeated, repeats, strict=True)
             ],
             "dropped_repeats": dropped,
         },
     )
     _report_splits(catalogue, len(left_out))
-    print(f"\nwrote {args.data / 'metadata.json'} and the {name} lists; next: extract_features.py --data {args.data}")
+    wrote = f"{args.data / 'metadata.json'} and the {split['name']} lists"
+    print(f"\nwrote {wrote}; next: extract_features.py --data {args.data}")
     return 0
 
 

@@ -4,8 +4,7 @@ Its feature is the attention-weighted mean of the GRU's 128 outputs; the attenti
 goes with it into the fusion, so that the 256 places there hold two things and not one thing twice.
 
 Reads   data/metadata.json, data/processed/*_files.txt, data/processed/melspectrogram_normalized/
-Writes  models/cnn_bigru/model.safetensors   the frozen network: the best weights in half precision, calibrated
-        models/cnn_bigru/best.safetensors    running average of the weights at the check with the least validation loss
+Writes  models/cnn_bigru/model.safetensors   the frozen network: averaged weights in half precision, calibrated
         models/cnn_bigru/latest.safetensors  everything that --resume needs
         models/cnn_bigru/log.jsonl           a line an epoch
 Next    extract_model_features.py
@@ -21,9 +20,10 @@ from collections.abc import Sequence
 
 from common import command
 from extract_features import N_MELS
-from hyper_dynamic import Settings, training_command
+from hyper_dynamic import training_command
+from rules import Settings
 
-SETTINGS = Settings(name="cnn_bigru", features="melspectrogram", epochs=50)
+SETTINGS = Settings(name="cnn_bigru", features="melspectrogram")
 
 
 @command

@@ -1,8 +1,7 @@
 """Train the DPA-CNN: log-mel input, five convolutional blocks, dual parallel attention, a 512-d feature.
 
 Reads   data/metadata.json, data/processed/*_files.txt, data/processed/melspectrogram_normalized/
-Writes  models/dpa_cnn/model.safetensors   the frozen network: the best weights in half precision, calibrated
-        models/dpa_cnn/best.safetensors    running average of the weights at the check with the least validation loss
+Writes  models/dpa_cnn/model.safetensors   the frozen network: averaged weights in half precision, calibrated
         models/dpa_cnn/latest.safetensors  everything that --resume needs
         models/dpa_cnn/log.jsonl           a line an epoch
 Next    train_ecas_cnn.py, train_bigru_cnn.py, then extract_model_features.py
@@ -17,7 +16,8 @@ import sys
 from collections.abc import Sequence
 
 from common import command
-from hyper_dynamic import Settings, training_command
+from hyper_dynamic import training_command
+from rules import Settings
 
 SETTINGS = Settings(name="dpa_cnn", features="melspectrogram")
 

@@ -1,8 +1,7 @@
 """Train the ECAS-CNN: MFCC input, four blocks with efficient channel and spatial attention, a 128-d feature.
 
 Reads   data/metadata.json, data/processed/*_files.txt, data/processed/mfcc/
-Writes  models/ecas_cnn/model.safetensors   the frozen network: the best weights in half precision, calibrated
-        models/ecas_cnn/best.safetensors    running average of the weights at the check with the least validation loss
+Writes  models/ecas_cnn/model.safetensors   the frozen network: averaged weights in half precision, calibrated
         models/ecas_cnn/latest.safetensors  everything that --resume needs
         models/ecas_cnn/log.jsonl           a line an epoch
 Next    train_bigru_cnn.py, then extract_model_features.py
@@ -19,9 +18,10 @@ from collections.abc import Sequence
 
 from common import command
 from extract_features import N_MFCC
-from hyper_dynamic import Settings, training_command
+from hyper_dynamic import training_command
+from rules import Settings
 
-SETTINGS = Settings(name="ecas_cnn", features="mfcc", epochs=60)
+SETTINGS = Settings(name="ecas_cnn", features="mfcc")
 
 
 @command

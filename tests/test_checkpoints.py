@@ -174,10 +174,6 @@ def load_from(models: Path) -> None:
 def test_fusion_is_refused_when_a_member_has_changed(pipeline, tmp_path):
     models = shutil.copytree(pipeline.models, tmp_path / "models")
     load_from(models)
-    shutil.copy(models / "ecas_cnn" / "best.safetensors", models / "ecas_cnn" / "model.safetensors")
-    meta = load_checkpoint(models / "ecas_cnn" / "model.safetensors", MAKER)[1]
-    with pytest.raises(UserError, match=r"ecas_cnn.*train_ecas_cnn\.py" if "temperature" not in meta else "ecas_cnn"):
-        load_from(models)
     path = models / "ecas_cnn" / "model.safetensors"
     tensors, meta = load_checkpoint(pipeline.models / "ecas_cnn" / "model.safetensors", MAKER)
     save_checkpoint(path, tensors, meta | {"seed": 1})

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from common import Catalogue, Song, UserError
-from evaluate import accuracy_without, calibration_error, percent, wilson_interval, with_tables
+from evaluate import percent, with_tables
+from figures import accuracy_without, bootstrap_difference, calibration_error, mcnemar, wilson_interval
 from predict import calibrated, class_accuracies, fit_temperature
 from train_fusion import (
     CANDIDATES,
@@ -206,9 +207,28 @@ def test_class_without_songs_has_no_accuracy():
 
 
 def test_accuracy_without_rare_genres_counts_the_others_songs():
-    figures = {"confusion": [[8, 2, 0], [1, 1, 0], [5, 0, 5]]}
-    assert accuracy_without(figures, ["a", "b", "c"], ["b"]) == pytest.approx(13 / 20)
-    assert accuracy_without(figures, ["a", "b", "c"], []) == pytest.approx(14 / 22)
+    confusion = [[8, 2, 0], [1, 1, 0], [5, 0, 5]]
+    assert accuracy_without(confusion, ["a", "b", "c"], ["b"]) == pytest.approx(13 / 20)
+    assert accuracy_without(confusion, ["a", "b", "c"], []) == pytest.approx(14 / 22)
+
+
+def test_mcnemar_known_values():
+    first, second = np.zeros(20, dtype=bool), np.zeros(20, dtype=bool)
+    assert mcnemar(first, second) == 1
+    first[:6] = True  # six songs that one alone gets right: p = 2 / 2^6
+    assert mcnemar(first, second) == pytest.approx(2 / 64)
+    second[6:12] = True
+    assert mcnemar(first, second) == 1
+
+
+def test_bootstrap_draws_a_tracks_answers_together():
+    first, second = np.array([True] * 12 + [False] * 8), np.array([False] * 6 + [True] * 6 + [False] * 8)
+    low, high = bootstrap_difference(first, second, np.arange(20))
+    assert low < 0.3 < high
+    assert high - low == pytest.approx(0.4, abs=0.1)  # 2 * 1.96 * sqrt(0.3 * 0.7 / 20)
+    twice = bootstrap_difference(np.tile(first, 2), np.tile(second, 2), np.tile(np.arange(20), 2))
+    assert twice == pytest.approx((low, high))
+    assert bootstrap_difference(first, first, np.arange(20)) == (0, 0)
 
 
 def test_separability_tells_signal_from_noise_and_too_few():
@@ -232,16 +252,16 @@ def test_tables_go_between_the_marks_and_stay_put(tmp_path):
     path.write_text(
         "# Ähnlich\n<!-- evaluate.py -->\nold\n\\1 table\n<!-- end -->\nrest <!-- end -->\n", encoding="utf-8"
     )
-    once = with_tables(path, "new \\1\n| a |")
+    once = with_tables(path, "new \\1\n| a |", "evaluate.py")
     assert once == "# Ähnlich\n<!-- evaluate.py -->\nnew \\1\n| a |\n<!-- end -->\nrest <!-- end -->\n"
     path.write_text(once, encoding="utf-8")
-    assert with_tables(path, "new \\1\n| a |") == once
+    assert with_tables(path, "new \\1\n| a |", "evaluate.py") == once
 
 
 def test_documents_without_marks_or_absent_are_refused(tmp_path):
     path = tmp_path / "README.md"
     with pytest.raises(UserError, match=r"README\.md can't be read"):
-        with_tables(path, "new")
+        with_tables(path, "new", "evaluate.py")
     path.write_text("no marks here\n<!-- end -->\n")
     with pytest.raises(UserError, match=r"README\.md has no"):
-        with_tables(path, "new")
+        with_tables(path, "new", "evaluate.py")

@@ -95,7 +95,7 @@ def test_killed_and_resumed_equals_uninterrupted(repo, data, whole, tmp_path):
     assert equal(tmp_path, whole)
     assert log(tmp_path) == log(whole)
     assert progress(tmp_path) == progress(whole)
-    files = ["best.safetensors", "latest.safetensors", "log.jsonl", "model.safetensors"]
+    files = ["latest.safetensors", "log.jsonl", "model.safetensors"]
     assert sorted(file.name for file in (tmp_path / NAME).iterdir()) == files
 
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from hyper_dynamic import (
+from predict import window_hop, window_starts
+from rules import (
     ClassState,
     Settings,
     class_weights,
@@ -21,11 +22,11 @@ from hyper_dynamic import (
     smooth,
     training_overlap,
     training_rate,
+    training_window,
     update_classes,
 )
-from predict import window_hop, window_starts
 
-RULES = Settings("any", "melspectrogram")
+RULES = Settings("any", "melspectrogram", epochs=90)
 parts = st.floats(0, 1)
 accuracies = st.none() | parts
 classes = st.lists(st.tuples(accuracies, st.integers(0, 800)), min_size=1, max_size=12)
@@ -227,6 +228,13 @@ def test_training_rate_is_never_zero_and_full_in_consolidation(state, epoch, sha
 def test_consolidation_is_the_last_part_of_the_schedule():
     assert [epoch for epoch in range(90) if in_consolidation(epoch, RULES)] == list(range(72, 90))
     assert not any(in_consolidation(epoch, dataclasses.replace(RULES, consolidation=0)) for epoch in range(90))
+
+
+def test_windows_are_half_as_long_early_on():
+    rules = dataclasses.replace(RULES, window=261, short_windows=0.5)
+    assert [training_window(epoch, rules) for epoch in (0, 44, 45, 89)] == [130, 130, 261, 261]
+    assert training_window(0, dataclasses.replace(rules, short_windows=0.0)) == 261
+    assert training_window(0, dataclasses.replace(rules, window=1)) == 1
 
 
 @given(states)

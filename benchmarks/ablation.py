@@ -1,0 +1,159 @@
+"""Try changes to the training recipe, one at a time, on validation songs.
+
+The training and validation songs of the prepared split are shared out anew, by artist, once a seed: four fifths
+train, one fifth validates. A change is compared with the recipe on the same seeds, song by song; its test songs
+are never read. A difference smaller than twice its standard error over seeds is called none.
+
+Reads   data/metadata.json, data/processed/
+Writes  benchmarks/results/ablation.csv    a line a run; what is there already is not run again
+
+Examples
+    python benchmarks/ablation.py --network train_bigru_cnn --seeds 3 --epochs 20
+    python benchmarks/ablation.py --network train_dpa_cnn --changes none no_mixup
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import importlib
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common import Catalogue, argument_parser, command, format_table, read_catalogue, write_text
+
+# Fields of Settings or Augmentation that differ from the recipe; "none" is the recipe itself.
+CHANGES: dict[str, dict[str, Any]] = {
+    "none": {},
+    "no_short_windows": {"short_windows": 0.0},
+    "longer_short_windows": {"short_windows": 0.75},
+    "lr_1e-3": {"learning_rate": 1e-3},
+    "lr_4e-3": {"learning_rate": 4e-3},
+    "no_mixup": {"mixup": 0.0},
+    "no_label_smoothing": {"label_smoothing": 0.0},
+    "window_130": {"window": 130},
+    "no_graduation": {"graduate_at": 1.01},
+    "no_tempo": {"tempo": 0.0},
+    "no_pitch": {"pitch_bands": 0.0},
+    "equaliser_x2": {"equaliser": 0.3},
+    "no_equaliser": {"equaliser": 0.0},
+    "no_noise": {"noise_chance": 0.0},
+    "no_band_limit": {"band_limit_chance": 0.0, "low_cut_chance": 0.0},
+    "no_masks": {"mask_chance": 0.0},
+    "no_contrast": {"contrast": 0.0},
+}
+FIELDS = ("network", "change", "epochs", "seed", "songs", "right", "log_loss", "windows", "seconds")
+
+
+def new_split(catalogue: Catalogue, seed: int) -> Catalogue:
+    """The training and validation songs shared out again, 4 to 1, an artist's songs together; no test songs."""
+    from splits import linked_groups, share_out
+
+    tracks = sorted(catalogue.splits["train"] + catalogue.splits["val"])
+    artists = [catalogue.songs[track].artist.casefold() for track in tracks]
+    part = share_out(catalogue.labels(tracks), linked_groups(len(tracks), artists, []), (0.8, 0.2), seed)
+    splits = {name: [t for t, p in zip(tracks, part, strict=True) if p == i] for i, name in enumerate(("train", "val"))}
+    return dataclasses.replace(catalogue, splits={**splits, "test": []})
+
+
+def run(network: str, change: str, epochs: int, seed: int, catalogue: Catalogue, threads: int) -> dict[str, Any]:
+    """One training; its figures by FIELDS."""
+    import torch
+
+    from augment import Augmentation
+    from hyper_dynamic import Trainer
+
+    torch.set_num_threads(threads)
+    script = importlib.import_module(network)
+    values = CHANGES[change]
+    names = {field.name for field in dataclasses.fields(Augmentation)}
+    augmentation = Augmentation(**{name: value for name, value in values.items() if name in names})
+    settings = {name: value for name, value in values.items() if name not in names}
+    settings = dataclasses.replace(script.SETTINGS, **{"epochs": epochs, **settings})
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(settings, script.NETWORK, new_split(catalogue, seed), Path(folder), seed, "cpu", augmentation)
+        trainer.run(resume=False)
+    outputs = trainer.validate()
+    labels = trainer.val_labels
+    return {
+        "network": network,
+        "change": change,
+        "epochs": epochs,
+        "seed": seed,
+        "songs": len(labels),
+        "right": int((outputs.argmax(1) == labels).sum()),
+        "log_loss": round(-float(outputs[np.arange(len(labels)), labels].mean()), 4),
+        "windows": trainer.state.windows,
+        "seconds": round(trainer.state.seconds),
+    }
+
+
+def summary(rows: list[dict[str, str]], network: str, epochs: int) -> str:
+    """A row a change: mean accuracy and log-loss over seeds, and the difference from the recipe on the same seeds."""
+    figures: dict[str, dict[str, dict[str, str]]] = {}
+    for row in rows:
+        if row["network"] == network and row["epochs"] == str(epochs):
+            figures.setdefault(row["change"], {})[row["seed"]] = row
+    table = []
+    for change, by_seed in figures.items():
+        seeds = sorted(set(by_seed) & set(figures.get("none", {})))
+        cells = [change, str(len(by_seed))]
+        for name, scale in (("accuracy", 100.0), ("log_loss", 1.0)):
+            ours = np.array([_figure(by_seed[seed], name) for seed in seeds]) * scale
+            base = np.array([_figure(figures["none"][seed], name) for seed in seeds]) * scale
+            if not seeds:
+                cells += ["-", "-"]
+                continue
+            error = (ours - base).std(ddof=1) / np.sqrt(len(seeds)) if len(seeds) > 1 else float("nan")
+            digits = 1 if scale > 1 else 3
+            cells += [f"{ours.mean():.{digits}f}", f"{(ours - base).mean():+.{digits}f} +- {error:.{digits}f}"]
+        cells.append(f"{np.mean([float(row['windows']) for row in by_seed.values()]):.0f}")
+        table.append(cells)
+    return format_table(
+        (f"{network}, {epochs} epochs", "seeds", "accuracy, %", "change", "log-loss", "change", "windows"), table
+    )
+
+
+def _figure(row: dict[str, str], name: str) -> float:
+    return float(row["right"]) / float(row["songs"]) if name == "accuracy" else float(row[name])
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argument_parser(__doc__, "--data")
+    parser.add_argument("--network", default="train_bigru_cnn", help="training script whose recipe is changed")
+    parser.add_argument("--changes", nargs="*", default=list(CHANGES), choices=list(CHANGES), metavar="NAME")
+    parser.add_argument("--seeds", type=int, default=3, help="splits and starting weights a change")
+    parser.add_argument("--epochs", type=int, default=20, help="length of every run")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at once, one thread each")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
+    args = parser.parse_args(argv)
+    catalogue = read_catalogue(args.data)
+    path = args.results / "ablation.csv"
+    rows = list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
+    done = {(row["network"], row["change"], row["epochs"], row["seed"]) for row in rows}
+    wanted = [(args.network, change, args.epochs, seed) for change in args.changes for seed in range(args.seeds)]
+    todo = [(*job, catalogue, 1) for job in wanted if tuple(map(str, job)) not in done]
+
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(args.jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
+        for future in as_completed([pool.submit(run, *job) for job in todo]):
+            rows.append({name: str(value) for name, value in future.result().items()})
+            lines = [",".join(FIELDS), *(",".join(row[name] for name in FIELDS) for row in rows)]
+            write_text(path, "\n".join(lines) + "\n")
+            print(lines[-1], flush=True)
+    print(summary(rows, args.network, args.epochs))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

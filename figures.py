@@ -1,0 +1,144 @@
+"""Figures and pictures of what classifiers say: intervals, calibration, comparisons, confusion."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common import whole_file
+from predict import class_accuracies
+
+RARE = 15  # songs: classes with fewer in the data set are also left out of a second figure
+Z_95 = 1.959964
+BOOTSTRAPS = 10_000
+BINS = 10  # of the calibration error
+
+
+def wilson_interval(right: int, count: int) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson 1927)."""
+    if count == 0:
+        return 0.0, 1.0
+    part, square = right / count, Z_95**2
+    centre = (part + square / (2 * count)) / (1 + square / count)
+    half = Z_95 * math.sqrt(part * (1 - part) / count + square / (4 * count**2)) / (1 + square / count)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
+    """Expected calibration error of the top probability, in equal bins (Guo et al., ICML 2017)."""
+    top, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    which = np.minimum((top * bins).astype(int), bins - 1)
+    gaps = [abs(top[which == b].mean() - right[which == b].mean()) * (which == b).mean() for b in np.unique(which)]
+    return float(sum(gaps))
+
+
+def song_figures(probabilities: np.ndarray, labels: np.ndarray, genres: Sequence[str]) -> dict[str, Any]:
+    """Figures of one model over songs, all of them parts of 1.
+
+    Parameters
+    ----------
+    probabilities : float (songs, classes)
+    labels : int (songs,)
+    """
+    from sklearn.metrics import confusion_matrix, f1_score
+
+    said = probabilities.argmax(axis=1)
+    right = said == labels
+    return {
+        "songs": len(labels),
+        "song_accuracy": float(right.mean()),
+        "wilson_95": wilson_interval(int(right.sum()), len(right)),
+        "macro_f1": float(f1_score(labels, said, average="macro", labels=np.unique(labels), zero_division=0)),
+        "expected_calibration_error": calibration_error(probabilities, labels),
+        "recall": dict(zip(genres, class_accuracies(right, labels, len(genres)), strict=True)),
+        "confusion": confusion_matrix(labels, said, labels=range(len(genres))).tolist(),
+    }
+
+
+def accuracy_without(confusion: Any, genres: Sequence[str], rare: Sequence[str]) -> float:
+    """Song accuracy over the songs of the other genres, from a confusion matrix (true genres down)."""
+    keep = np.flatnonzero([genre not in rare for genre in genres])
+    matrix = np.asarray(confusion)[keep]
+    return float(matrix[np.arange(len(keep)), keep].sum() / max(1, matrix.sum()))
+
+
+def bootstrap_difference(first: np.ndarray, second: np.ndarray, tracks: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the difference of two accuracies on the same songs (paired bootstrap, Efron 1979).
+
+    ``first`` and ``second`` are bool (answers,); answers about one track are drawn together.
+    """
+    names, which = np.unique(tracks, return_inverse=True)
+    gain = np.bincount(which, first.astype(float) - second, len(names))
+    count = np.bincount(which, minlength=len(names))
+    drawn = np.random.default_rng(0).integers(len(names), size=(BOOTSTRAPS, len(names)))
+    low, high = np.quantile(gain[drawn].sum(axis=1) / count[drawn].sum(axis=1), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
+    """Two-sided exact p-value of two classifiers' being right equally often on the same songs (McNemar 1947)."""
+    from scipy.stats import binomtest
+
+    only = int((first & ~second).sum()), int((~first & second).sum())
+    return float(binomtest(only[0], sum(only)).pvalue) if sum(only) else 1.0
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def draw_confusion(matrix: np.ndarray, genres: list[str], title: str, path: Path) -> None:
+    """A picture of a confusion matrix: true genres down, predicted across, counts in the cells."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    parts = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    size = 2.5 + 0.5 * len(genres)
+    figure, axes = pyplot.subplots(figsize=(size, size), layout="constrained")
+    axes.imshow(parts, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(genres)), genres, rotation=45, ha="right")
+    axes.set_yticks(range(len(genres)), [f"{g} ({n})" for g, n in zip(genres, matrix.sum(axis=1), strict=True)])
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true (songs)")
+    axes.set_title(title)
+    for (row, column), count in np.ndenumerate(matrix):
+        if count:
+            colour = "white" if parts[row, column] > 0.5 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", color=colour)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    pyplot.close(figure)
+
+
+def draw_reliability(outputs: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str, path: Path) -> None:
+    """A reliability picture: how often answers were right against how likely they were said to be, a line a model.
+
+    ``outputs`` are probabilities (songs, classes) and labels (songs,) by model; dots grow with the songs in a bin.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(5.5, 5.5), layout="constrained")
+    axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1, label="perfect")
+    for name, (probabilities, labels) in outputs.items():
+        top, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+        which = np.minimum((top * BINS).astype(int), BINS - 1)
+        said = [top[which == b].mean() for b in np.unique(which)]
+        was = [right[which == b].mean() for b in np.unique(which)]
+        (line,) = axes.plot(said, was, label=f"{name} ({100 * calibration_error(probabilities, labels):.1f} %)")
+        axes.scatter(said, was, [4 + 300 * (which == b).mean() for b in np.unique(which)], color=line.get_color())
+    axes.set(
+        xlim=(0, 1), ylim=(0, 1), xlabel="top probability", ylabel="part of the songs that were right", title=title
+    )
+    axes.legend(title="calibration error", loc="upper left")
+    axes.set_aspect("equal")
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,231 @@
+"""Train and score the whole pipeline over several splits, and pool what the rounds say.
+
+``evaluate.py --protocol`` is its command line. A round is a folder with lists, networks and results of its own;
+every step in it is one of the numbered scripts, run as a user would run it, so that what is scored is what is used.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common import Catalogue, UserError, complain, read_catalogue, read_json, write_catalogue
+from figures import bootstrap_difference, mcnemar, song_figures, wilson_interval
+
+ROUNDS = {"random": 5, "artist": 5, "fault_filtered": 3}
+WHAT = {
+    "random": "split seeds; songs of one artist are on both sides",
+    "artist": "artist-grouped folds; each song is tested once",
+    "fault_filtered": "training seeds on the published lists",
+}
+ROOT = Path(__file__).resolve().parent
+VAL, TEST = 0.15, 0.15  # shares of the songs; of five folds each tests a fifth, and a tenth validates
+
+
+# ---------------------------------------------------------------- the rounds
+
+
+def round_catalogue(
+    catalogue: Catalogue, repeats: Sequence[Any], protocol: str, number: int, lists: Path | None
+) -> Catalogue:
+    """The songs of a catalogue in the split of one round, 0 on.
+
+    Raises UserError if the catalogue knows no artists or the published lists are not given.
+    """
+    from prepare_gtzan_data import split_songs
+
+    songs = {t: dataclasses.replace(s, path=str(catalogue.audio_path(t).resolve())) for t, s in catalogue.songs.items()}
+    if protocol == "artist" and not any(song.artist for song in songs.values()):
+        raise UserError("no song has an artist: run prepare_gtzan_data.py with --artist-index")
+    if protocol == "fault_filtered" and lists is None:
+        raise UserError("fault_filtered needs the published lists: give their folder with --split-lists")
+    rounds = ROUNDS[protocol]
+    fold = (number + 1, rounds) if protocol == "artist" else None
+    seed = number if protocol == "random" else 0
+    val = 0.1 if fold else VAL
+    splits, split, _ = split_songs(list(songs.values()), repeats, protocol, seed, val, TEST, fold, lists)
+    return dataclasses.replace(catalogue, songs=songs, splits=splits, split=split)
+
+
+def prepare_round(folder: Path, catalogue: Catalogue) -> None:
+    """Write the lists of a round into ``folder``/data and lend it the features that are already there."""
+    data = folder / "data"
+    if (data / "metadata.json").exists():
+        if read_catalogue(data).split != catalogue.split:
+            raise UserError(f"{folder} holds a round of another split: move it away or name another folder with --runs")
+        return
+    shutil.rmtree(data, ignore_errors=True)  # of a start that was interrupted
+    (data / "processed").mkdir(parents=True)
+    for features in (catalogue.data / "processed").resolve().iterdir():
+        if features.suffix != ".txt":
+            (data / "processed" / features.name).symlink_to(features)
+    write_catalogue(dataclasses.replace(catalogue, data=data), {})
+
+
+def run_script(script: str, folder: Path, *options: str) -> None:
+    """Run one of the numbered scripts on a round's folder; what it prints goes into a log there."""
+    command = [sys.executable, str(ROOT / f"{script}.py"), "--data", str(folder / "data"), *options]
+    log = folder / f"{script}.log"
+    with log.open("a", encoding="utf-8") as stream:
+        if subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode:
+            lines = log.read_text(encoding="utf-8").splitlines() or ["no word of why"]
+            raise UserError(f"{script}.py failed on {folder} ({lines[-1]}): see {log}, then repeat this command")
+
+
+def train(script: str, name: str, folder: Path, seed: int, options: str) -> None:
+    """Train one network of a round, or go on with it, unless that is done."""
+    models = folder / "models"
+    if (models / name / "model.safetensors").exists():
+        return
+    resume = ["--resume"] if (models / name / "latest.safetensors").exists() else []
+    run_script(
+        script, folder, "--models", str(models), "--seed", str(seed), "--threads", "1", *resume, *shlex.split(options)
+    )
+
+
+def finish(folder: Path, seed: int) -> None:
+    """Fuse a round's networks and score them on its test songs."""
+    models = ["--models", str(folder / "models")]
+    run_script("extract_model_features", folder, *models, "--splits", "val", "--threads", "1")
+    run_script("create_cleaned_features", folder)
+    run_script("train_fusion", folder, *models, "--seed", str(seed))
+    run_script("evaluate", folder, *models, "--results", str(folder / "results"), "--threads", "1")
+
+
+def run_rounds(
+    catalogue: Catalogue, protocol: str, rounds: int, runs: Path, lists: Path | None, jobs: int, options: str = ""
+) -> list[Path]:
+    """Every round of a protocol; what is done already is kept. Returns their folders.
+
+    ``jobs`` scripts run at a time with one thread each: on two cores that is a third faster than one with two.
+    """
+    from extract_model_features import MEMBERS
+
+    repeats = [
+        pair["tracks"] for pair in read_json(catalogue.data / "metadata.json", "prepare_gtzan_data.py")["repeats"]
+    ]
+    folders = [runs / f"{protocol}_{number}" for number in range(rounds)]
+    for number, folder in enumerate(folders):
+        prepare_round(folder, round_catalogue(catalogue, repeats, protocol, number, lists))
+    with ThreadPoolExecutor(jobs) as pool:
+        trained: list[list[Future[None]]] = []
+        ends: list[Future[None]] = []
+
+        def end(number: int) -> None:
+            for future in trained[number]:
+                future.result()
+            if not (folders[number] / "results" / "evaluation.json").exists():
+                finish(folders[number], number)
+                complain(f"{folders[number].name} is done")
+
+        for number, folder in enumerate(folders):
+            jobs_here = [(script, name, folder, number, options) for name, script in MEMBERS.items()]
+            trained.append([pool.submit(train, *job) for job in jobs_here])
+            if number:  # one round behind, so that no worker waits for a training
+                ends.append(pool.submit(end, number - 1))
+        ends.append(pool.submit(end, rounds - 1))
+        try:
+            for future in ends:
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return folders
+
+
+# ---------------------------------------------------------------- figures
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The test songs of every round, one after the other."""
+
+    genres: list[str]
+    rare: list[str]  # genres with few songs in the data set
+    tracks: np.ndarray  # names (songs,)
+    rounds: np.ndarray  # int (songs,)
+    labels: np.ndarray  # int (songs,)
+    outputs: dict[str, np.ndarray]  # model -> probabilities (songs, classes)
+    validation: dict[str, list[float]]  # model -> accuracy a round
+    windows: dict[str, list[int]]  # model -> windows trained on a round
+
+
+def read_rounds(folders: Sequence[Path]) -> Pool:
+    """What ``evaluate.py`` wrote in each round's folder."""
+    tracks, rounds, labels = [], [], []
+    outputs: dict[str, list[list[float]]] = {}
+    validation: dict[str, list[float]] = {}
+    windows: dict[str, list[int]] = {}
+    genres: list[str] = []
+    rare: list[str] = []
+    for number, folder in enumerate(folders):
+        result = read_json(folder / "results" / "evaluation.json", "evaluate.py")
+        genres, rare = result["genres"], result["rare_genres"]
+        for model, checkpoint in result["checkpoints"].items():
+            windows.setdefault(model, []).append(checkpoint["windows"])
+        for model, scores in result["models"].items():
+            validation.setdefault(model, []).append(scores["val"]["song_accuracy"])
+        with (folder / "results" / "predictions.csv").open(encoding="utf-8", newline="") as stream:
+            rows = [row for row in csv.DictReader(stream) if row["split"] == "test"]
+        first = next(iter(result["models"]))
+        for row in rows:
+            outputs.setdefault(row["model"], []).append([float(row[genre]) for genre in genres])
+            if row["model"] == first:
+                tracks.append(row["track"])
+                rounds.append(number)
+                labels.append(genres.index(row["genre"]))
+    arrays = {model: np.array(values) for model, values in outputs.items()}
+    order = (np.array(tracks), np.array(rounds), np.array(labels))
+    return Pool(genres, rare, *order, arrays, validation, windows)
+
+
+def pooled(pool: Pool, fusion: str) -> dict[str, Any]:
+    """Figures of every model, of the plain average and of the oracle over the pooled rounds, parts of 1."""
+    members = [model for model in pool.outputs if model != fusion]
+    average = np.exp(np.mean([np.log(np.maximum(pool.outputs[m], 1e-12)) for m in members], axis=0))
+    outputs = {**{m: pool.outputs[m] for m in members}, "average": average / average.sum(1, keepdims=True)}
+    outputs[fusion] = pool.outputs[fusion]
+    right = {model: values.argmax(1) == pool.labels for model, values in outputs.items()}
+    right["any member"] = np.any([right[m] for m in members], axis=0)
+    common = ~np.isin(pool.labels, [pool.genres.index(genre) for genre in pool.rare])
+    rounds = np.unique(pool.rounds)
+    models: dict[str, Any] = {}
+    for model, good in right.items():
+        by_round = [float(good[pool.rounds == r].mean()) for r in rounds]
+        models[model] = {
+            "by_round": by_round,
+            "mean": float(np.mean(by_round)),
+            "spread": float(np.std(by_round, ddof=1)) if len(rounds) > 1 else 0.0,
+            "wilson_95": wilson_interval(int(good.sum()), len(good)),
+            "without_rare": float(good[common].mean()),
+        }
+        if model in outputs:
+            models[model] |= song_figures(outputs[model], pool.labels, pool.genres)
+        if model in pool.validation:
+            models[model]["validation"] = float(np.mean(pool.validation[model]))
+    best = max(members, key=lambda m: models[m]["mean"])
+    return {
+        "genres": pool.genres,
+        "rare_genres": pool.rare,
+        "windows_trained": pool.windows,
+        "songs": len(pool.labels),
+        "different_songs": len(np.unique(pool.tracks)),
+        "models": models,
+        "best_member": best,
+        "fusion_against_best": {
+            "difference": float(right[fusion].mean() - right[best].mean()),
+            "bootstrap_95": bootstrap_difference(right[fusion], right[best], pool.tracks),
+            "mcnemar_p": mcnemar(right[fusion], right[best]),
+        },
+    }
