@@ -95,7 +95,7 @@ class Heard:
     mtime: float  # seconds since 1970: the file's before it was read
     notes: list[str]  # what had to be mended to decode the song
     features: dict[str, np.ndarray]  # of extract_features.song_features
-    steady: bool  # nothing in it but noise, a tone or silence
+    sounds_like: str | None  # "noise" (or a tone, or silence) if there is no music in it
 
 
 def listen(
@@ -114,7 +114,8 @@ def listen(
     features = song_features(blocks)
     correlation = frame_correlation(features["melspectrogram"])
     steady = correlation < STEADY_BELOW and (sound.seconds >= STEADY_SECONDS or correlation == 0)
-    return Heard(start, sound.seconds, status.st_size, status.st_mtime, sound.notes, features, steady)
+    sounds_like = "noise" if steady else None
+    return Heard(start, sound.seconds, status.st_size, status.st_mtime, sound.notes, features, sounds_like)
 
 
 class Listeners:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from genre_detector import Prediction
 
 SCHEMA = 1  # of JSON lines and CSV; grows when a field is removed or changes its meaning
+UNLIKE = {"noise": "nothing but noise, a tone or silence", "speech": "speech"}  # what the detector calls no music
 BAR_WIDTH = 32
 RULE_WIDTH = 64
 PLAIN_WIDTH = 10_000  # columns where the output is no terminal: nothing is shortened
@@ -43,7 +44,7 @@ def as_text(prediction: Prediction, top_k: int, timeline: bool = False, width: i
         f"File:      {_shortened(printable(prediction.path), width - 11)}",
         f"Duration:  {clock(prediction.duration_s, 1)}  ({prediction.windows} windows)",
         *(f"Note:      {note}" for note in prediction.notes),
-        *(["Note:      unlike music: nothing but noise, a tone or silence"] if prediction.unlike_music else []),
+        *([f"Note:      unlike music: {UNLIKE[prediction.sounds_like]}"] if prediction.sounds_like else []),
         f"Genre:     {prediction.genre}",
     ]
     if not prediction.confident:
@@ -89,6 +90,7 @@ def as_record(path: str, answer: Prediction | UserError, run: dict[str, Any]) ->
         **{key: value for key, value in answer.as_json().items() if key != "path"},
         "confident": answer.confident,
         "unlike_music": answer.unlike_music,
+        "sounds_like": answer.sounds_like,
         "nearest": [genre for genre, _ in answer.ranked[:2]],
         "notes": answer.notes,
     }
@@ -104,8 +106,8 @@ def timeline_records(sections: Sequence[Section]) -> list[dict[str, Any]]:
     ]
 
 
-def songs_done(path: Path, run: dict[str, Any]) -> set[str]:
-    """The songs that a file of JSON lines answers and that are as they were then; cuts off a last, broken line.
+def songs_done(path: Path, run: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Records of the songs that a file of JSON lines answers and that are as they were; cuts off a last, broken line.
 
     Raises UserError if the file isn't one of the detector's.
     """
@@ -125,7 +127,7 @@ def songs_done(path: Path, run: dict[str, Any]) -> set[str]:
                 raise UserError(problem) from None
             whole += len(line)
     os.truncate(path, whole)
-    return {name for name, record in records.items() if record["run"] == run and _unchanged(record)}
+    return {name: record for name, record in records.items() if record["run"] == run and _unchanged(record)}
 
 
 def _unchanged(record: dict[str, Any]) -> bool:

@@ -128,7 +128,8 @@ class SoundReader:
         """The wanted part of the file at its own rate, as far as libsndfile can read it."""
         import soundfile
 
-        with soundfile.SoundFile(self.path) as stream:
+        # As bytes where names are bytes: soundfile can't encode one that is no valid text
+        with soundfile.SoundFile(os.fsencode(self.path) if os.name == "posix" else self.path) as stream:
             self.rate = stream.samplerate
             if self.start:
                 stream.seek(min(round(self.start * self.rate), stream.frames))

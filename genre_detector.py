@@ -3,7 +3,7 @@
 Reads   the songs (wav, flac, ogg, opus, mp3, au, aiff; m4a, mp4, aac and wma with requirements-formats.txt),
         models/*/model.safetensors
 Writes  text, or with --json, --jsonl or --csv what docs/output.md describes, on standard output or to --output;
-        with --plot a picture; with --write-tags --yes the songs' genre tags
+        with --plot a picture; with --report an HTML page; with --write-tags --yes the songs' genre tags
 
 Probabilities are calibrated on validation songs and sum to 100 %. An answer is uncertain below the top probability
 from which on validation songs were right 9 times in 10, and for noise, a tone or silence always. Exit code 0 when every
@@ -40,6 +40,7 @@ import numpy as np
 from common import UserError, argument_parser, command, complain, file_sha256, fraction, positive_int
 from detector_inputs import Found, Heard, Listeners, find_songs, listen
 from detector_output import CsvWriter, JsonLinesWriter, JsonWriter, TextWriter, Writer, songs_done
+from detector_report import Report, check_target
 from detector_tags import check_installed, read_genre, write_genre
 from detector_timeline import Section, draw, sections, window_borders
 from predict import calibrated, window_starts
@@ -73,7 +74,11 @@ class Prediction:
     sections: list[Section] = field(default_factory=list)  # which part is what
     size: int = 0  # bytes, and
     mtime: float = 0.0  # seconds since 1970: the file's before it was read
-    unlike_music: bool = False  # noise, a tone or silence
+    sounds_like: str | None = None  # "noise" (or a tone, or silence), where it is unlike music
+
+    @property
+    def unlike_music(self) -> bool:
+        return self.sounds_like is not None
 
     @property
     def ranked(self) -> list[tuple[str, float]]:
@@ -176,11 +181,11 @@ class GenreDetector:
             self.genres[int(log_probabilities.argmax())],
             dict(zip(self.genres, probabilities.tolist(), strict=True)),
             analysis.notes,
-            bool(probabilities.max() >= self.min_confidence) and not heard.steady,
+            bool(probabilities.max() >= self.min_confidence) and not heard.sounds_like,
             sections(analysis.windows[self.model], analysis.borders, self.genres),
             heard.size,
             heard.mtime,
-            heard.steady,
+            heard.sounds_like,
         )
 
     def predictions(
@@ -235,6 +240,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--top-k", type=positive_int, default=5, metavar="K", help="genres shown a song, in text")
     parser.add_argument("--timeline", action="store_true", help="also say which part of a song is what")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw one song's probabilities over time")
+    parser.add_argument("--report", type=Path, metavar="HTML", help="also make a page of all songs to look at and hear")
     formats = parser.add_mutually_exclusive_group()
     formats.add_argument("--json", action="store_true", help="print one JSON array, at the end")
     formats.add_argument("--jsonl", action="store_true", help="print a JSON line a song, as it is done")
@@ -276,16 +282,25 @@ def tagged(answer: Prediction, write: bool) -> Prediction:
 
 
 def _run(args: argparse.Namespace) -> int:
-    done = Future[set[str]]()  # known once the model is
+    done = Future[dict[str, dict[str, Any]]]()  # known once the model is
     if not args.resume:
-        done.set_result(set())
-    songs: Iterable[Found] = (found for found in find_songs(args.songs) if found[0] not in done.result())
+        done.set_result({})
+    skipped = dict[str, dict[str, Any]]()  # those of the named songs
+
+    def is_new(found: Found) -> bool:
+        if found[0] in done.result():
+            skipped[found[0]] = done.result()[found[0]]
+        return found[0] not in skipped
+
+    songs: Iterable[Found] = filter(is_new, find_songs(args.songs))
     if args.plot:
         songs = list(songs)
         if len(songs) != 1:
             raise UserError(f"--plot draws one song, {len(songs)} are named: leave out the others")
     if args.output and args.output.exists() and not args.resume:
         raise UserError(f"{args.output} is there already: delete it, or go on with --jsonl --resume")
+    if args.report:
+        check_target(args.report)
     if args.write_tags:
         check_installed()
     failed = 0
@@ -297,12 +312,15 @@ def _run(args: argparse.Namespace) -> int:
         run = {"model": args.model, "weights": detector.weights, "min_confidence": detector.min_confidence}
         run |= {"start": args.start, "duration": args.duration, "timeline": args.timeline}
         if args.resume:
-            done.set_result(songs_done(args.output, run) if args.output.exists() else set())
+            done.set_result(songs_done(args.output, run) if args.output.exists() else {})
         stream: IO[str] = sys.stdout
         if args.output:
             args.output.parent.mkdir(parents=True, exist_ok=True)
             stream = stack.enter_context(args.output.open("a", encoding="utf-8", newline="\n"))
         writer = _writer(args, detector, stream, run)
+        report = Report(args.report, detector.genres, run, skipped) if args.report else None
+        if report:
+            stack.callback(report.finish)
         stack.callback(writer.finish)
         for path, answer in detector.answers(heard, args.plot):
             problem = answer if isinstance(answer, UserError) else None
@@ -312,6 +330,8 @@ def _run(args: argparse.Namespace) -> int:
                 except UserError as error:
                     problem = error
             writer.add(path, answer)
+            if report:
+                report.add(path, answer)
             if problem:
                 failed += 1
                 complain(str(problem))

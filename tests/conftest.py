@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from mini_songs import write_source
 
+import genre_detector
 from genre_detector import GenreDetector
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -154,3 +155,14 @@ def models(repo: Path) -> Path:
 @pytest.fixture(scope="session")
 def detector(models: Path) -> GenreDetector:
     return GenreDetector("fusion", models, "cpu")
+
+
+@pytest.fixture
+def detect(models, monkeypatch, capsys):
+    """Run the command line in this process: exit code, standard output, standard error."""
+
+    def run(*args: object) -> tuple[int, str, str]:
+        code = genre_detector.main(["--models", str(models), "--device", "cpu", "--threads", "2", *map(str, args)])
+        return code, *capsys.readouterr()
+
+    return run

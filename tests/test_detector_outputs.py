@@ -44,17 +44,6 @@ def songs(tmp_path: Path, repo: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def detect(models, monkeypatch, capsys):
-    """Run the command line in this process: exit code, standard output, standard error."""
-
-    def run(*args: object) -> tuple[int, str, str]:
-        code = genre_detector.main(["--models", str(models), "--device", "cpu", "--threads", "2", *map(str, args)])
-        return code, *capsys.readouterr()
-
-    return run
-
-
 # ---------------------------------------------------------------- confidence
 
 
