@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -118,8 +119,14 @@ def _own_lines_only() -> Iterator[None]:
 
 def complain(message: str) -> None:
     """One line on stderr, whatever the message or a file name in it contains."""
-    line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()
-    print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: {one_line(message)}", file=sys.stderr)
+
+
+def one_line(text: str) -> str:
+    """Text with everything spelled out that breaks a line, drives a terminal or is no valid Unicode."""
+    return "".join(
+        sign if sign.isprintable() or unicodedata.category(sign) == "Zs" else ascii(sign)[1:-1] for sign in text
+    )
 
 
 def progress(iterable: Iterable[Any], description: str, total: int | None = None) -> Iterable[Any]:

@@ -15,6 +15,7 @@ Example
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
@@ -23,6 +24,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +43,8 @@ from common import (
     write_array,
     write_json,
 )
+from mp3_frames import mended
+from sound_faults import flaw, no_file
 
 SAMPLE_RATE = 22_050  # Hz
 N_FFT = 2048  # samples
@@ -50,7 +54,11 @@ N_MFCC = 20
 TOP_DB = 80.0  # dB below the song's loudest mel cell where the log-mel is cut off
 FRAMES_PER_SECOND = SAMPLE_RATE / HOP_LENGTH
 MIN_SECONDS = 0.1  # less sound than this is refused
+MAX_SECONDS = 3 * 3600.0  # more is left out: a few kilobytes of flac can claim to be days of silence
+MIN_RATE = 1000  # Hz; less can hold no music, and would make an hour of every minute
+LOUDEST = 1e12  # times full scale; the squares of more overflow
 BLOCK_FRAMES = 1 << 16  # samples a channel that are decoded at a time
+READ_FRAMES = 1 << 12  # that are asked for at once: so many are lost where a file breaks off
 AV_SUFFIXES = frozenset({".m4a", ".mp4", ".aac", ".wma"})  # what libsndfile doesn't read and PyAV does
 
 # Saved with the features and in every checkpoint; a difference is refused.
@@ -80,12 +88,12 @@ class SoundReader:
     start, duration : seconds; the part of the file to read (None: to its end)
 
     After iteration ``rate`` is the file's own rate in Hz, ``seconds`` the length read and ``notes`` what had to be
-    mended: samples that are not finite become 0; a file that breaks off is used as far as it goes, with a note where
-    libsndfile notices (in flac and ogg; a cut-off wav or mp3 just ends early).
+    mended: samples that are not finite become 0; a file that breaks off is used as far as it goes; broken places in mp3
+    and ogg are left out; of a file longer than three hours the rest is left out.
 
     Raises
     ------
-    UserError, in one line, where nothing can be decoded or less than 0.1 s was there.
+    UserError, in one line, where nothing can be decoded, less than 0.1 s was there or the rate is below 1 kHz.
     """
 
     def __init__(self, path: Path, start: float = 0.0, duration: float | None = None):
@@ -93,12 +101,14 @@ class SoundReader:
         self.rate, self.seconds, self.notes = 0, 0.0, list[str]()
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        if not self.path.is_file():
-            raise UserError(f"{self.path}: not a file" if self.path.exists() else f"{self.path}: no such file")
+        if problem := no_file(self.path):
+            raise UserError(f"{self.path}: {problem}")
         blocks = self._with_av() if self.path.suffix.lower() in AV_SUFFIXES else self._mono()
         try:
             yield from self._resampled(blocks)
-        except (OSError, ValueError, RuntimeError) as error:  # libsndfile's and FFmpeg's are among them
+        except UserError:
+            raise
+        except Exception as error:  # decoders of strangers' files raise what they like
             raise UserError(f"{self.path}: can't be decoded ({_reason(error)})") from None
         if self.seconds < MIN_SECONDS:
             raise UserError(f"{self.path}: {self.seconds:.3f} s of sound, at least {MIN_SECONDS} s needed")
@@ -110,43 +120,77 @@ class SoundReader:
         not_numbers = read = 0
         for mono in blocks:
             if resampler is None:  # the rate is known with the first block
+                if self.rate < MIN_RATE:
+                    raise UserError(f"{self.path}: {self.rate} samples a second, at least {MIN_RATE} needed")
                 resampler = soxr.ResampleStream(self.rate, SAMPLE_RATE, 1, dtype="float32")
-            finite = np.isfinite(mono)
+            room = round(MAX_SECONDS * self.rate) - read
+            finite = np.abs(mono[:room]) < LOUDEST  # and a number
             not_numbers += int((~finite).sum())
-            read += len(mono)
-            yield resampler.resample_chunk(np.where(finite, mono, np.float32(0)))
+            read += len(finite)
+            yield resampler.resample_chunk(np.where(finite, mono[:room], np.float32(0)))
+            if len(mono) > room:
+                self.notes.append(f"longer than {MAX_SECONDS / 3600:g} hours: the rest was left out")
+                break
         if resampler is None:
             return
         yield resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
         if read and not_numbers == read:
-            raise UserError(f"{self.path}: holds no numbers, only NaN or infinity")
+            raise UserError(f"{self.path}: holds no sound, only NaN, infinity or larger than {LOUDEST:.0e}")
         if not_numbers:
-            self.notes.append(f"{not_numbers} samples were NaN or infinite and became silence")
+            self.notes.append(f"{not_numbers} samples were NaN, infinite or beyond {LOUDEST:.0e} and became silence")
         self.seconds = read / self.rate
+
+    def _opened(self, stack: contextlib.ExitStack) -> Any:
+        """The file in libsndfile's hands; of an mp3 that it can't read to its end, a mended copy."""
+        import soundfile
+
+        stream = None
+        name = str(self.path) if os.name == "nt" else os.fsencode(self.path)  # which needn't be valid text
+        try:
+            stream = stack.enter_context(soundfile.SoundFile(name))
+        except soundfile.LibsndfileError:
+            if self.path.suffix.lower() != ".mp3":
+                raise
+        if stream is not None and stream.format != "MP3":
+            return stream
+        copy, problem = mended(self.path, -1 if stream is None else stream.frames)
+        if problem:
+            self.notes.append(problem)
+        if copy is None:
+            return stream or soundfile.SoundFile(name)  # which says why it can't be opened
+        return stack.enter_context(soundfile.SoundFile(stack.enter_context(copy)))
 
     def _mono(self) -> Iterator[np.ndarray]:
         """The wanted part of the file at its own rate, as far as libsndfile can read it."""
         import soundfile
 
-        # As bytes where names are bytes: soundfile can't encode one that is no valid text
-        with soundfile.SoundFile(os.fsencode(self.path) if os.name == "posix" else self.path) as stream:
+        with contextlib.ExitStack() as stack:
+            stream = self._opened(stack)
             self.rate = stream.samplerate
             if self.start:
                 stream.seek(min(round(self.start * self.rate), stream.frames))
-            first = stream.tell()
-            wanted = stream.frames - first
+            place = stream.tell()
+            stream.seekable = lambda: False  # soundfile seeks after each read, where mpg123 loses the thread
+            wanted = stream.frames - place
             if self.duration is not None:
                 wanted = min(wanted, round(self.duration * self.rate))
-            while wanted > 0:
-                try:
-                    block = stream.read(min(BLOCK_FRAMES, wanted), dtype="float32", always_2d=True)
-                except soundfile.LibsndfileError as error:
-                    self._breaks_off((stream.tell() - first) / self.rate, error)
-                    return
-                if not len(block):
-                    return
-                wanted -= len(block)
-                yield block.mean(axis=1)
+            error, ended = None, False
+            while wanted > 0 and not ended:
+                pieces: list[np.ndarray] = []
+                while wanted > 0 and not ended and len(pieces) < BLOCK_FRAMES // READ_FRAMES:
+                    try:
+                        piece = stream.read(min(READ_FRAMES, wanted), dtype="float32", always_2d=True)
+                    except soundfile.LibsndfileError as caught:
+                        piece, error = np.zeros((0, 1), dtype=np.float32), caught
+                    ended = not len(piece)
+                    wanted -= len(piece)
+                    pieces.append(piece.mean(axis=1))
+                place += sum(map(len, pieces))
+                yield np.concatenate(pieces)
+            if error is not None:
+                self._breaks_off(place / self.rate, error)
+            elif stream.format != "MP3":  # of which ``mended`` has said what there is to say
+                self.notes += flaw(stream.extra_info, place / self.rate, wanted / self.rate, place == stream.frames)
 
     def _with_av(self) -> Iterator[np.ndarray]:
         """The same through PyAV, which decodes what libsndfile doesn't."""
@@ -214,9 +258,11 @@ def decode(path: Path, start: float = 0.0, duration: float | None = None) -> Sou
 
 def _reason(error: Exception) -> str:
     """The decoder's reason without the file name that it repeats."""
-    reason = str(getattr(error, "error_string", None) or getattr(error, "strerror", None) or error).rstrip(".")
+    reason = getattr(error, "error_string", None)  # libsndfile's, without the name; empty where it has no words
+    if reason is None:
+        reason = str(getattr(error, "strerror", None) or error)
     # What libsndfile says of text named mp3, a file that is there
-    return "Format not recognised" if "possibly a pipe" in reason else reason
+    return "Format not recognised" if "possibly a pipe" in reason else reason.rstrip(".") or "its header makes no sense"
 
 
 # ---------------------------------------------------------------- features

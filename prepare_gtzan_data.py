@@ -44,15 +44,18 @@ from common import (
     format_table,
     fraction,
     library_versions,
+    one_line,
     positive_int,
     progress,
     write_catalogue,
 )
 from repeats import DEFAULT_THRESHOLD, Repeat, find_repeats, fingerprint, sound_digest
+from sound_faults import no_file
 from splits import check_apart, drop_crossing_repeats, linked_groups, share_out, split_fold
 
 NESTED = ("genres", "genres_original", "Data/genres_original", "Data/genres")  # where data sets put the genre folders
 PUBLISHED_LISTS = {"train": "train_filtered.txt", "val": "valid_filtered.txt", "test": "test_filtered.txt"}
+MAX_NAME_BYTES = 200  # of genre and file: files named by them must be possible anywhere
 SILENCE = 1e-4  # standard deviation of the samples (-80 dB) below which a song counts as silent
 
 
@@ -90,7 +93,8 @@ def _folders_in(folder: Path) -> list[Path]:
 
 
 def _songs_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if is_audio_name(path.name) and path.is_file())
+    """What is named like a song; that it is one shows when it is checked."""
+    return sorted(path for path in folder.iterdir() if is_audio_name(path.name))
 
 
 def list_songs(root: Path, data: Path) -> list[Song]:
@@ -152,8 +156,12 @@ def check_song(path: Path, file: str, min_seconds: float) -> Check:
     try:
         from extract_features import decode
 
-        if len(file.splitlines()) != 1 or not file.isprintable():
+        if problem := no_file(path):
+            return Check(problem)
+        if one_line(file) != file:
             return Check("its name holds a line break or another character that can't be printed: rename it")
+        if len(file.encode()) > MAX_NAME_BYTES:
+            return Check("its name is too long to name its features by: rename it")
         digest = file_sha256(path)
     except Exception as error:
         return Check(_reason(error, path))

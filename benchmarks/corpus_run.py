@@ -1,0 +1,69 @@
+"""Put the corpus of bad and odd files through the detector: outcomes, the slowest file, peak memory.
+
+Reads   models/, and makes tests/corpus anew in a temporary folder
+Writes  a table on standard output; exit code 1 if a file became of other than it should
+
+Example
+    python benchmarks/corpus_run.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from corpus.make_corpus import ANSWERED, NOTED, REFUSED, make  # noqa: E402
+
+from common import UserError, format_table  # noqa: E402
+
+
+def one_call(files: Sequence[str], errors: Path) -> tuple[int, float]:
+    """Exit code and peak megabytes of one run of the detector over all files; its stderr goes to ``errors``."""
+    command = [sys.executable, str(ROOT / "genre_detector.py"), "--jsonl", *files]
+    with errors.open("wb") as stream:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stream)
+        status, usage = os.wait4(process.pid, 0)[1:]
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, usage.ru_maxrss / 1024
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
+    from genre_detector import GenreDetector
+
+    with tempfile.TemporaryDirectory() as name:
+        corpus = make(Path(name) / "corpus")
+        errors = Path(name) / "errors"
+        code, megabytes = one_call([*corpus], errors)
+        named = len(errors.read_bytes().split(b"\n")) - 1
+        detector = GenreDetector()
+        outcomes: Counter[tuple[str, str]] = Counter()
+        slowest = (0.0, "")
+        for path, case in corpus.items():
+            started = time.perf_counter()
+            try:
+                outcome = NOTED if detector.predict(path).notes else ANSWERED
+            except UserError:
+                outcome = REFUSED
+            slowest = max(slowest, (time.perf_counter() - started, case.what))
+            outcomes[case.outcome, outcome] += 1
+    rows = [(f"{wanted}, as it should" if wanted == got else f"{got} instead of {wanted}", count)
+            for (wanted, got), count in sorted(outcomes.items())]  # fmt: skip
+    rows += [("exit code of one call", code), ("lines on stderr", named), ("peak memory, MB", f"{megabytes:.0f}")]
+    rows.append((f"slowest file, s ({slowest[1]})", f"{slowest[0]:.2f}"))
+    print(format_table((f"{len(corpus)} files", ""), rows))
+    return int(any(wanted != got for wanted, got in outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""What is wrong with a sound file, before and after libsndfile has read it."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+
+_SHORTER = re.compile(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)$", re.MULTILINE)
+NOTEWORTHY = 0.1  # seconds; a smaller lack is a matter of rounding
+_STREAMED = 0x7FFFF000  # bytes, announced by programs that write to a pipe and don't know the length
+
+
+def flaw(log: str, place: float, missing: float, to_end: bool) -> list[str]:
+    """What is wrong with a file by libsndfile's log of it: no sentence or one.
+
+    Parameters
+    ----------
+    place : seconds into the file where reading ended
+    missing : seconds that libsndfile promised and didn't give
+    to_end : nothing should follow
+    """
+    if "Corrupted bitstream" in log or "reports a hole" in log:
+        return ["damaged places were left out"]
+    if missing >= NOTEWORTHY:
+        return [f"breaks off after {place:.1f} s of {place + missing:.1f} s"]
+    if to_end and "lacks an end-of-stream bit" in log:
+        return [f"breaks off after {place:.1f} s (the end of its stream is missing)"]
+    for announced, there in _SHORTER.findall(log):
+        whole = place * int(announced) / max(1, int(there))
+        if to_end and int(announced) < _STREAMED and whole - place >= NOTEWORTHY:
+            return [f"breaks off after {place:.1f} s of the {whole:.1f} s that its header announces"]
+    return []
+
+
+def no_file(path: Path) -> str:
+    """Why nothing can be read from a path, which may be a pipe that nobody writes to; "" if it is a file."""
+    try:
+        return "" if stat.S_ISREG(os.stat(path).st_mode) else "not a file"
+    except FileNotFoundError:
+        return "no such file"
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "strerror", None) or error)

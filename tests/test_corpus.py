@@ -1,0 +1,195 @@
+"""Bad and odd files: every one gets its answer or one line, whatever script meets it, and the rest goes on."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from corpus.make_corpus import ANSWERED, NOTED, REFUSED, Case, encoded, make, music, name_cases, without_xing
+
+import genre_detector
+from common import one_line, read_catalogue
+from extract_features import SAMPLE_RATE, SoundReader, decode
+from mp3_frames import survey
+
+MEGABYTE = 1 << 10  # in the kilobytes of ru_maxrss
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
+    """The cases by path."""
+    return make(tmp_path_factory.mktemp("corpus") / "corpus")
+
+
+@dataclass(frozen=True)
+class Run:
+    code: int
+    records: list[dict]
+    errors: list[str]
+    megabytes: float
+
+
+@pytest.fixture(scope="module")
+def detected(corpus: dict[str, Case], repo: Path, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """All files in one call."""
+    folder = tmp_path_factory.mktemp("run")
+    options = ["--models", str(models), "--model", "cnn_bigru", "--device", "cpu", "--threads", "2", "--jsonl"]
+    command = [sys.executable, str(repo / "genre_detector.py"), *options, *corpus]
+    with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+        status, usage = os.wait4(process.pid, 0)[1:]
+        process.returncode = os.waitstatus_to_exitcode(status)
+    records = [json.loads(line) for line in (folder / "out").read_text().splitlines()]
+    errors = (folder / "err").read_text().split("\n")[:-1]
+    return Run(process.returncode, records, errors, usage.ru_maxrss / MEGABYTE)
+
+
+def outcome(record: dict) -> str:
+    return REFUSED if "error" in record else NOTED if record["notes"] else ANSWERED
+
+
+def test_the_corpus_is_large(corpus):
+    for kind in (ANSWERED, NOTED, REFUSED):
+        assert sum(case.outcome == kind for case in corpus.values()) >= 20
+
+
+def test_every_file_becomes_of_what_it_should(corpus, detected):
+    assert [record["path"] for record in detected.records] == [*corpus]
+    wrong = [
+        (case.what, outcome(record), record.get("error") or record["notes"])
+        for case, record in zip(corpus.values(), detected.records, strict=True)
+        if outcome(record) != case.outcome
+    ]
+    assert not wrong
+    for record in detected.records:
+        if "error" not in record:
+            assert sum(record["probabilities"].values()) == pytest.approx(1, abs=1e-6)
+
+
+def test_each_bad_file_is_named_once_in_one_line(corpus, detected):
+    assert detected.code == 1
+    bad = [one_line(path) for path, case in corpus.items() if case.outcome == REFUSED]
+    assert len(detected.errors) == len(bad)
+    for path, line in zip(bad, detected.errors, strict=True):
+        assert line.startswith(f"genre_detector.py: {path}: ")
+        assert line.count(Path(path).name) == 1
+        assert line == one_line(line)
+
+
+def test_memory_stays_bounded(detected):
+    assert detected.megabytes < 1000
+
+
+def test_names_survive_every_output_form(corpus, models, capsys):
+    songs = [path for path, case in corpus.items() if case.name in {case.name for case in name_cases()}]
+    options = ["--models", str(models), "--model", "cnn_bigru", "--device", "cpu", "--duration", "1"]
+    assert genre_detector.main([*options, "--csv", *songs]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["path"] for row in rows] == [path.encode("utf-8", "backslashreplace").decode() for path in songs]
+    assert genre_detector.main([*options, "--json", *songs]) == 0
+    assert [record["path"] for record in json.loads(capsys.readouterr().out)] == songs
+    assert genre_detector.main([*options, *songs]) == 0
+    text = capsys.readouterr().out
+    assert [line[11:] for line in text.split("\n") if line.startswith("File:")] == [one_line(path) for path in songs]
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+
+
+def test_preparation_and_extraction_name_what_they_leave_out(corpus, mini_source, run_script, tmp_path):
+    source, data = tmp_path / "genres", tmp_path / "data"
+    shutil.copytree(mini_source / "jazz", source / "jazz")
+    (source / "odd").mkdir()
+    for path, case in corpus.items():
+        link = source / "odd" / case.name
+        link.symlink_to(link.name if case.name == "loop.wav" else path)
+    run = run_script("prepare_gtzan_data.py", "--source", source, "--data", data, "--workers", 2)
+    songs = {song.file: song for song in read_catalogue(data).songs.values() if song.genre == "odd"}
+    lines = [line.split(": ", 1)[1] for line in run.stderr.split("\n") if line.endswith("; left out")]
+    assert len(songs) == len(corpus)
+    for case in corpus.values():
+        file = f"odd/{case.name}"
+        song = songs[file.encode("utf-8", "backslashreplace").decode()]
+        told = [line for line in lines if line.startswith(f"{one_line(file)}: ")]
+        assert len(told) == (song.verdict != "ok"), (case.what, told)
+        if case.outcome == REFUSED or case.name.startswith("half."):
+            assert song.verdict != "ok", case.what
+    kept = {song.file for song in songs.values() if song.verdict == "ok"}
+    assert {"odd/whole.mp3", "odd/192khz.flac", "odd/-dash.flac", "odd/no length.mp3"} <= kept
+    run_script("extract_features.py", "--data", data, "--workers", 2)
+    assert len(list((data / "processed" / "mfcc").glob("odd.*.npy"))) == len(kept)
+
+
+# ---------------------------------------------------------------- what the corpus brought to light
+
+
+def test_an_mp3_without_a_length_is_heard_to_its_end(tmp_path):
+    whole, bare = tmp_path / "whole.mp3", tmp_path / "bare.mp3"
+    whole.write_bytes(encoded("mp3"))
+    bare.write_bytes(without_xing(whole.read_bytes()))
+    assert survey(whole).announced == survey(whole).frames == survey(bare).frames
+    sound, expected = decode(bare), decode(whole)
+    assert sound.seconds == pytest.approx(expected.seconds, abs=0.1)
+    assert sound.notes == []
+
+
+def test_an_mp3_has_no_seams_between_blocks(tmp_path):
+    import soundfile
+
+    path = tmp_path / "song.mp3"
+    path.write_bytes(encoded("mp3", music(12)))
+    at_once = soundfile.read(path, dtype="float32")[0]
+    np.testing.assert_allclose(np.concatenate(list(SoundReader(path))), at_once, atol=1e-6)
+
+
+def test_the_sound_around_a_broken_place_is_kept(tmp_path):
+    path = tmp_path / "song.mp3"
+    content = encoded("mp3", music(12))
+    middle = len(content) // 2
+    path.write_bytes(content[:middle] + bytes(5000) + content[middle + 5000 :])
+    sound, whole = decode(path).samples, decode_bytes(tmp_path / "whole.mp3", content)
+    assert len(whole) - 3 * SAMPLE_RATE < len(sound) < len(whole)
+    # The end is the end: the best match of the last second is at the same distance from it
+    last, before = whole[-2 * SAMPLE_RATE : -SAMPLE_RATE], sound[-3 * SAMPLE_RATE :]
+    place = int(np.correlate(before, last, "valid").argmax())
+    assert abs(place - SAMPLE_RATE) < 2400
+    assert np.corrcoef(before[place : place + len(last)], last)[0, 1] > 0.95
+
+
+def decode_bytes(path: Path, content: bytes) -> np.ndarray:
+    path.write_bytes(content)
+    return decode(path).samples
+
+
+def test_flac_is_used_up_to_where_it_breaks_off(tmp_path):
+    path = tmp_path / "song.flac"
+    content = encoded("flac", music(2.5))  # less than one block
+    whole = decode_bytes(path, content)
+    sound = decode_bytes(path, content[: len(content) // 2])
+    assert len(sound) > 0.3 * len(whole)
+    np.testing.assert_array_equal(sound, whole[: len(sound)])
+
+
+def test_days_of_silence_are_cut_with_a_note(tmp_path, monkeypatch):
+    monkeypatch.setattr("extract_features.MAX_SECONDS", 5.0)
+    path = tmp_path / "song.flac"
+    sound = decode_bytes(path, encoded("flac", np.zeros((SAMPLE_RATE * 8, 1))))
+    assert len(sound) == 5 * SAMPLE_RATE
+    assert "the rest was left out" in decode(path).notes[0]
+    assert decode(path, 4).notes == []
+
+
+@pytest.mark.parametrize("seconds", [2.0, 5.0])
+def test_a_part_before_the_cut_has_nothing_to_say(tmp_path, seconds):
+    content = encoded("wav", music(12))
+    (tmp_path / "song.wav").write_bytes(content[: len(content) // 2])
+    assert decode(tmp_path / "song.wav", 0, seconds).notes == []
+    assert "breaks off after 6.0 s of the 12.0 s" in decode(tmp_path / "song.wav", 1).notes[0]
