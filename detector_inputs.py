@@ -19,6 +19,7 @@ import numpy as np
 from archives import AUDIO_SUFFIXES
 from common import UserError
 from extract_features import AV_SUFFIXES, SoundReader, frame_correlation, song_features
+from sound_faults import no_file
 
 SUFFIXES = AUDIO_SUFFIXES | AV_SUFFIXES
 # Frame correlation below which a sound is no music. Measured on the 558 training and validation songs: 0.72 or more;
@@ -109,7 +110,7 @@ def listen(
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {'no such file' if isinstance(error, FileNotFoundError) else error}") from None
+        raise UserError(f"{path}: {no_file(Path(path)) or error}") from None
     blocks = iter(sound) if stop is None else itertools.takewhile(lambda _: not stop.is_set(), sound)
     features = song_features(blocks)
     correlation = frame_correlation(features["melspectrogram"])

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from common import UserError
+from common import UserError, one_line
 
 if TYPE_CHECKING:
     from detector_timeline import Section
@@ -41,7 +41,7 @@ def as_text(prediction: Prediction, top_k: int, timeline: bool = False, width: i
     name = max(len(genre) for genre, _ in shown)
     bar = max(0, min(BAR_WIDTH, width - name - 13))
     lines = [
-        f"File:      {_shortened(printable(prediction.path), width - 11)}",
+        f"File:      {_shortened(one_line(prediction.path), width - 11)}",
         f"Duration:  {clock(prediction.duration_s, 1)}  ({prediction.windows} windows)",
         *(f"Note:      {note}" for note in prediction.notes),
         *([f"Note:      unlike music: {UNLIKE[prediction.sounds_like]}"] if prediction.sounds_like else []),
@@ -52,7 +52,7 @@ def as_text(prediction: Prediction, top_k: int, timeline: bool = False, width: i
     lines += ["", *(f"  {genre:{name}}  {100 * p:5.1f} %  {'#' * round(bar * p)}".rstrip() for genre, p in shown), ""]
     if timeline:
         lines += [*_timeline_rows(prediction.sections), ""]
-    return printable("\n".join(lines))
+    return "\n".join(map(one_line, lines))
 
 
 def _timeline_rows(sections: Sequence[Section]) -> list[str]:

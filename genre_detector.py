@@ -43,6 +43,7 @@ from detector_output import CsvWriter, JsonLinesWriter, JsonWriter, TextWriter, 
 from detector_report import Report, check_target
 from detector_tags import check_installed, read_genre, write_genre
 from detector_timeline import Section, draw, sections, window_borders
+from extract_features import FRAMES_PER_SECOND
 from predict import calibrated, window_starts
 
 FUSION = "fusion"
@@ -159,10 +160,11 @@ class GenreDetector:
             rows, vectors = fusion_inputs(outputs)
             windows[FUSION] = self._fusion(rows, vectors)
             song[FUSION] = self._fusion(rows.mean(axis=0)[None], vectors.mean(axis=0)[None])[0]
-        window = self._members[0].window
-        starts = window_starts(heard.features["mfcc"].shape[1], window, self._members[0].overlap)
+        window, frames = self._members[0].window, heard.features["mfcc"].shape[1]
+        starts = window_starts(frames, window, self._members[0].overlap)
         borders = window_borders(starts, window, heard.start, heard.seconds)
-        return Analysis(heard.seconds, heard.notes, song, windows, borders)
+        padded = [f"padded to the {window / FRAMES_PER_SECOND:.1f} s that the networks hear at a time"]
+        return Analysis(heard.seconds, heard.notes + (padded if frames < window else []), song, windows, borders)
 
     def predict(self, path: str | Path, start: float = 0.0, duration: float | None = None) -> Prediction:
         """The genre of a song, or of a part of it (seconds). Raises UserError as ``SoundReader``."""
