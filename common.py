@@ -11,14 +11,16 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import socket
 import sys
 import tempfile
+import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -90,6 +92,13 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
         except UserError as error:
             complain(str(error))
             return 1
+        except BrokenPipeError:  # whoever read the output has gone
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except OSError as error:
+            place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+            complain(f"{place}{error.strerror or error}; put that right, then run the same command again")
+            return 1
         except KeyboardInterrupt:
             complain("interrupted; run the same command again to go on")
             return 130
@@ -160,18 +169,117 @@ def library_versions() -> dict[str, str]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; rename it to ``path`` on success, remove it on any error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".part", dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
+    """Give a temporary path beside ``path``; rename it to ``path`` on success, remove it on any error.
+
+    Raises UserError where the disk is full or the folder can't be written to; ``path`` is then as it was.
+    """
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".part", dir=path.parent)
+        os.close(descriptor)
+        temporary = Path(name)
         yield temporary
         temporary.chmod(0o644)
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            reason = error.strerror or error
+            raise UserError(
+                f"{path} can't be written ({reason}): make room or mend that, then run this again"
+            ) from None
         raise
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder that this one writes to; sweep up what killed ones left half written.
+
+    Raises UserError, saying which process is there, if there is one.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        with _lock(folder / ".lock", folder):
+            _sweep(folder)
+            try:
+                yield
+            finally:
+                _sweep(folder)  # worker processes that were stopped
+    finally:
+        for path in missing:  # as far as nothing was written
+            with suppress(OSError):
+                path.rmdir()
+
+
+def _sweep(folder: Path) -> None:
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name != "raw"]  # the songs, which are the user's
+        for name in files:
+            if name.startswith(".") and name.endswith(".part"):
+                Path(parent, name).unlink(missing_ok=True)
+
+
+@contextmanager
+def locked_file(path: Path) -> Iterator[None]:
+    """The same for one file and the time that it is written; whatever else lies beside it is not touched."""
+    with _lock(path.with_name(f".{path.name[:80]}.lock"), path):
+        yield
+
+
+@contextmanager
+def _lock(path: Path, what: Path) -> Iterator[None]:
+    """Hold the lock file ``path``, which says who holds it.
+
+    The lock is the system's (``flock``), not the file: it ends with its process, however that dies, so none is ever
+    stale; and unlike a lock of ``fcntl`` it isn't lost when some other part of the process closes the file.
+    """
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            stream = path.open("a+", encoding="utf-8")
+        except FileNotFoundError:  # whoever made the folder has just removed it
+            continue
+        if not _try_lock(stream, what):
+            stream.seek(0)
+            holder = stream.read().strip()
+            stream.close()
+            raise UserError(f"{what} is in use by {holder or 'another process'}: wait until it ends, or stop it")
+        try:
+            if os.path.samestat(os.fstat(stream.fileno()), os.stat(path)):
+                break
+        except FileNotFoundError:
+            pass
+        stream.close()  # whoever held it before has removed the file
+    try:
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        stream.flush()
+        yield
+    finally:
+        with suppress(OSError):  # Windows keeps it, because it is open; there it lies about, unlocked
+            path.unlink()
+        stream.close()
+
+
+def _try_lock(stream: IO[str], what: Path) -> bool:
+    """Take the lock of an open file if nobody has it. Where a disk knows no locks, say so and go on."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            os.lseek(stream.fileno(), 1 << 30, os.SEEK_SET)  # far from the text, which others want to read
+            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError as error:
+        complain(f"{what} can't be locked ({error.strerror}): don't start a second run there")
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

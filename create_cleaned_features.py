@@ -14,20 +14,26 @@ Example
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
 import numpy as np
 
-from common import SPLITS, UserError, argument_parser, command, format_table, read_array, read_json, write_array
+from common import (
+    SPLITS,
+    UserError,
+    argument_parser,
+    command,
+    format_table,
+    locked,
+    read_array,
+    read_json,
+    write_array,
+)
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argument_parser(__doc__, "--data")
-    parser.add_argument("--threshold", type=float, default=1e-4, metavar="X", help="least variance that is kept")
-    args = parser.parse_args(argv)
-
+def _run(args: argparse.Namespace) -> int:
     from sklearn.feature_selection import VarianceThreshold
 
     maker = "extract_model_features.py"
@@ -56,6 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows.append(["all", len(kept), int((~kept).sum()), int(kept.sum())])
     print(format_table(("features of", "dimensions", "removed", "kept"), rows))
     return 0
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argument_parser(__doc__, "--data")
+    parser.add_argument("--threshold", type=float, default=1e-4, metavar="X", help="least variance that is kept")
+    args = parser.parse_args(argv)
+    with locked(args.data):
+        return _run(args)
 
 
 if __name__ == "__main__":

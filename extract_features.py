@@ -15,6 +15,7 @@ Example
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import itertools
@@ -35,6 +36,7 @@ from common import (
     command,
     complain,
     format_table,
+    locked,
     positive_int,
     progress,
     read_array,
@@ -430,13 +432,7 @@ def _extract_all(catalogue: Catalogue, tracks: list[str], workers: int) -> Itera
     return Parallel(n_jobs=workers, return_as="generator_unordered")(jobs)
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argument_parser(__doc__, "--data")
-    parser.add_argument("--workers", type=positive_int, default=os.cpu_count() or 1, metavar="N", help="processes")
-    parser.add_argument("--force", action="store_true", help="make all features anew, whatever is there")
-    args = parser.parse_args(argv)
-
+def _run(args: argparse.Namespace) -> int:
     catalogue = read_catalogue(args.data)
     index_path = args.data / "processed" / "features.json"
     done: dict[str, str] = {}
@@ -456,9 +452,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     def save_index() -> None:
         write_json(index_path, {"settings": FEATURE_SETTINGS, "songs": dict(sorted(done.items()))})
 
-    for kind in FOLDERS:
-        for rest in feature_path(args.data, kind, "x").parent.glob(".*.part"):  # of a run that was killed
-            rest.unlink(missing_ok=True)
     started = saved = time.monotonic()
     failed = 0
     for track, problem in progress(_extract_all(catalogue, todo, args.workers), "features", len(todo)):
@@ -479,6 +472,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows += [("failed", failed), ("seconds", f"{time.monotonic() - started:.1f}")]
     print(format_table(("features", ""), rows))
     return 1 if failed else 0
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argument_parser(__doc__, "--data")
+    parser.add_argument("--workers", type=positive_int, default=os.cpu_count() or 1, metavar="N", help="processes")
+    parser.add_argument("--force", action="store_true", help="make all features anew, whatever is there")
+    args = parser.parse_args(argv)
+    with locked(args.data):
+        return _run(args)
 
 
 if __name__ == "__main__":

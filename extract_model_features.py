@@ -19,6 +19,7 @@ Example
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import sys
 from collections.abc import Iterable, Sequence
@@ -37,6 +38,7 @@ from common import (
     command,
     file_sha256,
     format_table,
+    locked,
     progress,
     read_catalogue,
     write_array,
@@ -133,12 +135,7 @@ def _split_rows(catalogue: Catalogue, members: list[Member], split: str) -> dict
     }
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argument_parser(__doc__, "--data", "--models", "--device", "--threads")
-    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="only these; the fusion needs val")
-    args = parser.parse_args(argv)
-
+def _run(args: argparse.Namespace) -> int:
     import torch
 
     torch.set_num_threads(args.threads)
@@ -174,6 +171,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(format_table(("split", "songs", "rows are", *(f"{m.name}, %" for m in members)), rows))
     print("Test songs are scored once, by evaluate.py.")
     return 0
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    args = argument_parser(__doc__, "--data", "--models", "--device", "--threads").parse_args(argv)
+    with locked(args.data):
+        return _run(args)
 
 
 if __name__ == "__main__":

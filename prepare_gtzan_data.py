@@ -44,6 +44,7 @@ from common import (
     format_table,
     fraction,
     library_versions,
+    locked,
     one_line,
     positive_int,
     progress,
@@ -415,9 +416,7 @@ def split_songs(
     return splits, record, dropped
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> int:
-    args = _parse(argv)
+def _run(args: argparse.Namespace) -> int:
     artists = read_artists(args.artist_index) if args.artist_index else {}
     root = find_genre_folders(args.source, args.data, None if args.no_archive_limits else Limits())
     found = list_songs(root, args.data)
@@ -476,6 +475,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     wrote = f"{args.data / 'metadata.json'} and the {split['name']} lists"
     print(f"\nwrote {wrote}; next: extract_features.py --data {args.data}")
     return 0
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parse(argv)
+    with locked(args.data):
+        return _run(args)
 
 
 if __name__ == "__main__":
