@@ -37,7 +37,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from common import UserError, argument_parser, command, complain, file_sha256, fraction, positive_int
+from common import UserError, argument_parser, command, complain, file_sha256, fraction, locked_file, positive_int
 from detector_inputs import Found, Heard, Listeners, find_songs, listen
 from detector_output import CsvWriter, JsonLinesWriter, JsonWriter, TextWriter, Writer, songs_done
 from detector_report import Report, check_target
@@ -307,6 +307,8 @@ def _run(args: argparse.Namespace) -> int:
         check_installed()
     failed = 0
     with Listeners(songs, args.start, args.duration, args.workers) as heard, ExitStack() as stack:
+        if args.output:
+            stack.enter_context(locked_file(args.output))
         import torch  # while the first song is decoded
 
         torch.set_num_threads(args.threads)
@@ -317,7 +319,6 @@ def _run(args: argparse.Namespace) -> int:
             done.set_result(songs_done(args.output, run) if args.output.exists() else {})
         stream: IO[str] = sys.stdout
         if args.output:
-            args.output.parent.mkdir(parents=True, exist_ok=True)
             stream = stack.enter_context(args.output.open("a", encoding="utf-8", newline="\n"))
         writer = _writer(args, detector, stream, run)
         report = Report(args.report, detector.genres, run, skipped) if args.report else None

@@ -26,6 +26,7 @@ from common import (
     complain,
     format_table,
     library_versions,
+    locked,
     progress,
     read_catalogue,
     write_text,
@@ -369,7 +370,8 @@ def training_command(
     trainer = Trainer(settings, build, catalogue, args.models / settings.name, args.seed, args.device)
     print(f"{settings.name} on {trainer.device}, {len(trainer.labels)} training songs, split {catalogue.split['name']}")
     try:
-        meta = trainer.run(args.resume)
+        with locked(trainer.folder):
+            meta = trainer.run(args.resume)
     except KeyboardInterrupt:
         complain("interrupted; the same command with --resume goes on after the last finished epoch")
         return 130

@@ -20,6 +20,7 @@ Example
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from common import (
     command,
     format_table,
     library_versions,
+    locked,
     read_array,
     read_catalogue,
     read_json,
@@ -201,9 +203,7 @@ def artist_folds(catalogue: Catalogue, tracks: Sequence[str], seed: int) -> list
     return list(folds.split(artists, groups=artists))
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> int:
-    args = argument_parser(__doc__, "--data", "--models", "--seed").parse_args(argv)
+def _run(args: argparse.Namespace) -> int:
     maker = "extract_model_features.py"
     folder = args.data / "fusion_features"
     provenance = read_json(folder / "provenance.json", maker)
@@ -270,6 +270,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     answered = np.exp(held_out).max(axis=1) >= min_confidence
     print(f"Confident from {min_confidence:.2f} on: {100 * answered.mean():.0f} % of them.")
     return 0
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    args = argument_parser(__doc__, "--data", "--models", "--seed").parse_args(argv)
+    with locked(args.models / "fusion_progressive"):
+        return _run(args)
 
 
 if __name__ == "__main__":
