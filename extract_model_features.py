@@ -175,7 +175,9 @@ def _run(args: argparse.Namespace) -> int:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    args = argument_parser(__doc__, "--data", "--models", "--device", "--threads").parse_args(argv)
+    parser = argument_parser(__doc__, "--data", "--models", "--device", "--threads")
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="only these; the fusion needs val")
+    args = parser.parse_args(argv)
     with locked(args.data):
         return _run(args)
 

@@ -54,10 +54,11 @@ FIELDS = ("network", "change", "epochs", "seed", "songs", "right", "log_loss", "
 
 def new_split(catalogue: Catalogue, seed: int) -> Catalogue:
     """The training and validation songs shared out again, 4 to 1, an artist's songs together; no test songs."""
+    from prepare_gtzan_data import artist_key
     from splits import linked_groups, share_out
 
     tracks = sorted(catalogue.splits["train"] + catalogue.splits["val"])
-    artists = [catalogue.songs[track].artist.casefold() for track in tracks]
+    artists = [artist_key(catalogue.songs[track].artist) for track in tracks]
     part = share_out(catalogue.labels(tracks), linked_groups(len(tracks), artists, []), (0.8, 0.2), seed)
     splits = {name: [t for t, p in zip(tracks, part, strict=True) if p == i] for i, name in enumerate(("train", "val"))}
     return dataclasses.replace(catalogue, splits={**splits, "test": []})

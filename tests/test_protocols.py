@@ -1,0 +1,108 @@
+"""Protocols: rounds that never mix songs, a stopped command that goes on, pooled figures that can be checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import evaluate
+from common import UserError, read_catalogue
+from protocols import ROUNDS, Pool, pooled, prepare_round, round_catalogue
+
+TINY = "--epochs 4 --width 0.1 --window 64 --share 0.5 --device cpu"
+
+
+@pytest.fixture(scope="module")
+def catalogue(mini_features):
+    return read_catalogue(mini_features[0])
+
+
+def repeats(catalogue) -> list[list[str]]:
+    metadata = json.loads((catalogue.data / "metadata.json").read_text())
+    return [pair["tracks"] for pair in metadata["repeats"]]
+
+
+def test_artist_rounds_test_every_song_once_and_keep_artists_apart(catalogue):
+    tested: list[str] = []
+    for number in range(ROUNDS["artist"]):
+        splits = round_catalogue(catalogue, repeats(catalogue), "artist", number, None).splits
+        artists = {name: {catalogue.songs[t].artist for t in tracks} for name, tracks in splits.items()}
+        assert not artists["train"] & artists["test"]
+        assert not artists["train"] & artists["val"]
+        assert not artists["val"] & artists["test"]
+        tested += splits["test"]
+    assert sorted(tested) == sorted(track for tracks in catalogue.splits.values() for track in tracks)
+
+
+def test_random_rounds_differ(catalogue):
+    tests = {tuple(round_catalogue(catalogue, repeats(catalogue), "random", n, None).splits["test"]) for n in range(3)}
+    assert len(tests) == 3
+
+
+def test_a_protocol_without_what_it_needs_is_refused(catalogue, tmp_path):
+    with pytest.raises(UserError, match="--split-lists"):
+        round_catalogue(catalogue, [], "fault_filtered", 0, None)
+    prepare_round(tmp_path / "round", round_catalogue(catalogue, [], "random", 0, None))
+    with pytest.raises(UserError, match="another split"):
+        prepare_round(tmp_path / "round", round_catalogue(catalogue, [], "random", 1, None))
+
+
+def test_a_protocol_runs_through_the_scripts_and_goes_on(mini_features, run_script, tmp_path):
+    runs, results = tmp_path / "runs", tmp_path / "results"
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- evaluate.py --protocol artist -->\n<!-- end -->\n")
+    command = ["evaluate.py", "--data", mini_features[0], "--protocol", "artist", "--rounds", 1, "--runs", runs]
+    command += ["--results", results, "--training", TINY, "--update", readme, "--json"]
+    first = json.loads(run_script(*command, cwd=tmp_path).stdout)
+    split = read_catalogue(runs / "artist_0" / "data").splits
+    assert first["songs"] == first["different_songs"] == len(split["test"])
+    alone = json.loads((runs / "artist_0" / "results" / "evaluation.json").read_text())
+    for model in ("cnn_bigru", "dpa_cnn", "ecas_cnn", "fusion"):
+        assert first["models"][model]["mean"] == pytest.approx(alone["models"][model]["test"]["song_accuracy"])
+        assert first["models"][model]["confusion"] == alone["models"][model]["test"]["confusion"]
+        assert first["models"][model]["validation"] == alone["models"][model]["val"]["song_accuracy"]
+    for name in ("protocol_artist_confusion.png", "protocol_artist_reliability.png"):
+        assert (results / name).read_bytes().startswith(b"\x89PNG")
+    assert "1 of 5 artist-grouped folds" in readme.read_text()
+
+    written = {path: path.stat().st_mtime_ns for path in runs.rglob("*.*") if path.is_file()}
+    assert json.loads(run_script(*command, cwd=tmp_path).stdout) == first
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("*.*") if path.is_file()} == written
+
+
+def test_a_step_that_fails_names_its_log(mini_features, tmp_path, capsys):
+    command = ["--data", str(mini_features[0]), "--protocol", "artist", "--rounds", "1", "--jobs", "1"]
+    command += ["--runs", str(tmp_path), "--results", str(tmp_path / "results"), "--training", "--epochs 0"]
+    assert evaluate.main(command) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "train_bigru_cnn.log" in lines[0]
+    assert "--epochs must be at least 1" in lines[0]
+    assert Path(tmp_path / "artist_0" / "train_bigru_cnn.log").exists()
+
+
+def test_pooled_figures():
+    labels = np.array([0, 1, 2, 0, 1, 2])
+    sure = np.full((3, 3), 0.05) + 0.85 * np.eye(3)
+    outputs = {
+        "a": sure[[0, 1, 2, 0, 0, 0]],  # 4 right
+        "b": sure[[1, 1, 0, 0, 1, 0]],  # 3 right, one of them where a is wrong
+        "fusion": sure[[0, 1, 2, 0, 1, 0]],  # 5 right
+    }
+    names = np.array(["x", "y", "z", "x", "y", "z"])
+    pool = Pool(["p", "q", "r"], ["r"], names, np.repeat([0, 1], 3), labels, outputs, {"a": [0.5, 0.7]}, {"a": [9, 9]})
+    result = pooled(pool, "fusion")
+    models = result["models"]
+    assert models["a"]["by_round"] == pytest.approx([1, 1 / 3])
+    assert models["a"]["mean"] == pytest.approx(4 / 6)
+    assert models["a"]["spread"] == pytest.approx(np.std([1, 1 / 3], ddof=1))
+    assert models["a"]["validation"] == pytest.approx(0.6)
+    assert models["any member"]["mean"] == pytest.approx(5 / 6)
+    assert models["fusion"]["without_rare"] == 1
+    assert models["fusion"]["recall"] == {"p": 1, "q": 1, "r": 0.5}
+    assert (result["songs"], result["different_songs"], result["best_member"]) == (6, 3, "a")
+    assert result["fusion_against_best"]["difference"] == pytest.approx(1 / 6)
+    assert result["fusion_against_best"]["mcnemar_p"] == 1
