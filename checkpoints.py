@@ -1,8 +1,15 @@
-"""One checkpoint format for networks, fusion and runs in progress: tensors and plain values, no code."""
+"""One checkpoint format for networks, fusion and runs in progress: tensors and plain values, no code.
+
+It is a safetensors file whose metadata hold a record (JSON) and the SHA-256 sum of record and tensors: one file and one
+rename, so that no stop leaves weights beside the sum of others.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,45 +20,87 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
+WITHOUT_SUM = 1  # a format that is still read
 
 
 def save_checkpoint(path: Path, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
-    """Write tensors and plain values as one safetensors file, whole or not at all."""
+    """Write tensors and plain values as one safetensors file, whole or not at all; it outlasts a power cut.
+
+    Raises UserError where it can't be written.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    record = {"format": CHECKPOINT_FORMAT, "feature_settings": FEATURE_SETTINGS, **meta}
+    text = json.dumps({"format": CHECKPOINT_FORMAT, "feature_settings": FEATURE_SETTINGS, **meta})
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with whole_file(path) as temporary:
-        whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        save_file(whole, temporary, metadata={"music_genre_fusion": json.dumps(record)})
+        try:
+            save_file(whole, temporary, metadata={"music_genre_fusion": text, "sha256": content_sum(text, whole)})
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(str(error)) from None
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+
+
+def content_sum(record: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of a record and of tensors (contiguous, on the CPU): names, types, shapes and bytes, in hexadecimal."""
+    import torch
+
+    digest = hashlib.sha256(record.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        if tensor.numel():
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_checkpoint(path: Path, made_by: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read what ``save_checkpoint`` wrote; runs no code from the file.
 
-    Raises UserError, naming the script that makes the file, if it is absent, broken, of another format or made
-    with other feature settings.
+    Raises UserError, naming the script that makes the file, if it is absent, broken, not what was saved, of another
+    format, made with other feature settings, or if a tensor holds NaN or infinity.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            meta = json.loads((file.metadata() or {})["music_genre_fusion"])
+            texts = file.metadata() or {}
+            meta = json.loads(texts["music_genre_fusion"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        if meta["format"] != CHECKPOINT_FORMAT:
+        if meta["format"] not in (CHECKPOINT_FORMAT, WITHOUT_SUM):
             raise ValueError(f"format {meta['format']}, this code reads {CHECKPOINT_FORMAT}")
+        if meta["format"] != WITHOUT_SUM and texts["sha256"] != content_sum(texts["music_genre_fusion"], tensors):
+            raise ValueError("its content is not that of its SHA-256 sum")
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise ValueError(f"{name} holds NaN or infinity")
     except FileNotFoundError:
         raise UserError(f"{path} is not there: run {made_by} first") from None
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is no checkpoint ({error}): run {made_by} again") from None
     check_feature_settings(meta.get("feature_settings"), path, f"run {made_by} again")
     return tensors, meta
 
 
-def fill_network(network: nn.Module, tensors: dict[str, torch.Tensor], where: Path) -> None:
-    """Put saved weights (any precision) into a network. Raises UserError if names or shapes don't fit."""
-    try:
-        network.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
-    except RuntimeError as error:
-        first = str(error).splitlines()[:2][-1].strip()  # of a line for each tensor
-        raise UserError(f"{where} doesn't fit the network ({first}): train it again") from None
+def check_fit(network: nn.Module, tensors: Mapping[str, torch.Tensor], where: Path) -> None:
+    """Raise UserError unless saved tensors have the names, shapes and kinds of numbers of a network's."""
+    own = network.state_dict()
+    problem = ""
+    for name in sorted({*own, *tensors}):
+        if name not in tensors:
+            problem = f"it lacks {name}"
+        elif name not in own:
+            problem = f"{name} is not the network's"
+        elif tensors[name].shape != own[name].shape:
+            problem = f"{name} is {list(tensors[name].shape)}, not {list(own[name].shape)}"
+        elif tensors[name].is_floating_point() != own[name].is_floating_point() or tensors[name].is_complex():
+            problem = f"{name} is {tensors[name].dtype}, not {own[name].dtype}"
+        if problem:
+            raise UserError(f"{where} doesn't fit the network ({problem}): train it again")
+
+
+def fill_network(network: nn.Module, tensors: Mapping[str, torch.Tensor], where: Path) -> None:
+    """Put saved weights (any precision) into a network. Raises UserError as ``check_fit``."""
+    check_fit(network, tensors, where)
+    network.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})

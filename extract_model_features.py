@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from checkpoints import fill_network, load_checkpoint
+from checkpoints import check_fit, fill_network, load_checkpoint
 from common import (
     SPLITS,
     Catalogue,
@@ -44,7 +45,7 @@ from common import (
     write_array,
     write_json,
 )
-from extract_features import load_features
+from extract_features import FOLDERS, load_features
 from hyper_dynamic import pick_device
 from predict import calibrated, network_outputs
 
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 # The fusion's members, in the order of their features, and the script that trains each. A fourth network is one
 # more script with SETTINGS and NETWORK, and one line here.
 MEMBERS = {"cnn_bigru": "train_bigru_cnn", "dpa_cnn": "train_dpa_cnn", "ecas_cnn": "train_ecas_cnn"}
+MAX_WINDOW = 10_000  # frames, four minutes: what a checkpoint may ask for
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,10 @@ class Member:
     def overlap(self) -> float:
         return self.meta["settings"]["overlap"]
 
+    @property
+    def feature_size(self) -> int:
+        return self.network.feature_size
+
     def outputs(self, songs: Sequence[dict[str, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Calibrated log-probabilities (windows, classes) and features (windows, d) of each song's windows."""
         kind = self.meta["settings"]["features"]
@@ -83,23 +89,44 @@ class Member:
         return [(calibrated(windows, self.meta["temperature"]), features) for windows, features in raw]
 
 
+def _unusable(meta: dict[str, Any]) -> str:
+    """The first thing that a checkpoint says of its network and that can't be; "" if there is none."""
+    settings, genres = meta["settings"], meta["genres"]
+    usable = {
+        "genres": len(genres) >= 2 and len({*genres}) == len(genres) and all(isinstance(g, str) for g in genres),
+        "features": settings["features"] in FOLDERS,
+        "window": isinstance(settings["window"], int) and 1 <= settings["window"] <= MAX_WINDOW,
+        "overlap": 0 <= settings["overlap"] <= 0.95,
+        "width": 0 < settings["width"] < math.inf,
+        "temperature": 0 < meta["temperature"] < math.inf,
+        "min_confidence": 0 <= meta.get("min_confidence", 0) <= 1,
+        "split": isinstance(meta["split"]["name"], str),
+    }
+    return next((name for name, good in usable.items() if not good), "")
+
+
 def load_members(models: Path, names: Iterable[str] = MEMBERS, device: str = "auto") -> list[Member]:
     """The frozen networks below a models folder.
 
     Raises UserError if one is absent or broken, or if they don't agree on genres, windows and training songs.
     """
-    members = []
+    import torch
+
+    members: list[Member] = []
     for name in names:
         path = models / name / "model.safetensors"
         tensors, meta = load_checkpoint(path, f"{MEMBERS[name]}.py")
         build = importlib.import_module(MEMBERS[name]).NETWORK
         try:
+            if problem := _unusable(meta):
+                raise ValueError(problem)
+            with torch.device("meta"):  # no memory before the shapes are known to fit: a file may claim any width
+                check_fit(build(len(meta["genres"]), meta["settings"]["width"]), tensors, path)
             network = build(len(meta["genres"]), meta["settings"]["width"])
             members.append(Member(name, network, meta))
             key = [meta["genres"], meta["settings"]["window"], meta["settings"]["overlap"], meta["split"]]
-            meta["temperature"] / 1
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{path} lacks {error}: train it again with {MEMBERS[name]}.py") from None
+        except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+            raise UserError(f"{path} lacks a usable {error}: train it again with {MEMBERS[name]}.py") from None
         fill_network(network, tensors, path)
         network.to(pick_device(device)).eval()
         first = members[0].meta
@@ -164,7 +191,7 @@ def _run(args: argparse.Namespace) -> int:
             "genres": catalogue.genres,
             "split": catalogue.split,
             "members": {m.name: file_sha256(args.models / m.name / "model.safetensors") for m in members},
-            "sizes": {m.name: m.network.feature_size for m in members},
+            "sizes": {m.name: m.feature_size for m in members},
             "held_out": {"train": False, "val": True, "test": True},
         },
     )

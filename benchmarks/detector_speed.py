@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,6 +29,9 @@ sys.path.insert(0, str(ROOT))
 
 from common import UserError, argument_parser, command, format_table, positive_int  # noqa: E402
 from detector_inputs import find_songs, listen  # noqa: E402
+
+if TYPE_CHECKING:
+    from genre_detector import GenreDetector
 
 DEMO = ROOT / "examples" / "demo_song.ogg"
 
@@ -54,12 +58,10 @@ def median_time(work: Callable[[], object], repeat: int) -> float:
     return statistics.median(times)
 
 
-def stages(detector: object, song: Path, repeat: int) -> list[tuple[str, float]]:
+def stages(detector: GenreDetector, song: Path, repeat: int) -> list[tuple[str, float]]:
     """Median seconds of each stage of one song."""
     from extract_features import SoundReader, song_features
-    from genre_detector import GenreDetector
 
-    assert isinstance(detector, GenreDetector)
     blocks = list(SoundReader(song))
     heard = listen(song)
     analysis = detector.judge(heard)

@@ -11,12 +11,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 import checkpoints
 from checkpoints import fill_network, load_checkpoint, save_checkpoint
 from common import UserError
 from extract_features import FEATURE_SETTINGS
+from extract_model_features import load_members
 
 MAKER = "train_dpa_cnn.py"
 
@@ -120,19 +122,63 @@ def test_a_record_that_is_no_record_is_refused(tmp_path, record):
 
 def test_another_format_version_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "model.safetensors"
-    monkeypatch.setattr(checkpoints, "CHECKPOINT_FORMAT", 2)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_FORMAT", 3)
     save(path)
     monkeypatch.undo()
-    assert "format 2" in refused(path)
+    assert "format 3" in refused(path)
 
 
 @pytest.mark.parametrize("change", [{"n_mels": 96}, {"new": 1}, {"version": 0, "top_db": 60.0}])
 def test_other_feature_settings_are_refused(tmp_path, change):
     path = tmp_path / "model.safetensors"
-    record = {"format": checkpoints.CHECKPOINT_FORMAT, "feature_settings": FEATURE_SETTINGS | change}
+    record = {"format": checkpoints.WITHOUT_SUM, "feature_settings": FEATURE_SETTINGS | change}
     save_file({"weight": torch.zeros(2)}, path, metadata={"music_genre_fusion": json.dumps(record)})
     message = refused(path)
     assert all(name in message for name in change)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_flipped_bit_is_noticed(tmp_path, data):
+    path = tmp_path / "model.safetensors"
+    save(path)
+    content = bytearray(path.read_bytes())
+    place = data.draw(st.integers(0, len(content) - 1))
+    content[place] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(content)
+    refused(path)
+
+
+def test_the_sum_is_of_tensors_and_record(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save(path)
+    with safe_open(path, "pt") as file:
+        texts, tensors = (
+            file.metadata(),
+            {name: file.get_tensor(name) for name in ("weight", "half", "turned", "count")},
+        )
+    save_file(tensors, path, metadata=texts)
+    load_checkpoint(path, MAKER)
+    save_file(tensors | {"weight": tensors["weight"].flip(0).contiguous()}, path, metadata=texts)
+    assert "SHA-256" in refused(path)
+    save_file(tensors, path, metadata=texts | {"music_genre_fusion": texts["music_genre_fusion"].replace("0.7", "0.8")})
+    assert "SHA-256" in refused(path)
+    save_file(tensors, path, metadata={"music_genre_fusion": texts["music_genre_fusion"]})
+    assert "sha256" in refused(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, value, dtype):
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, {"good": torch.ones(2), "bad": torch.tensor([1.0, value]).to(dtype)}, {})
+    assert "bad holds NaN or infinity" in refused(path)
+
+
+def test_a_deeply_nested_record_is_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": torch.zeros(2)}, path, metadata={"music_genre_fusion": "[" * 100_000})
+    refused(path)
 
 
 def test_weights_of_any_precision_fill_a_network():
@@ -153,10 +199,12 @@ def test_weights_of_any_precision_fill_a_network():
         {"weight": torch.zeros(2, 9), "bias": torch.zeros(2)},
         {"weight": torch.zeros(2, 3)},
         {"weight": torch.zeros(2, 3), "bias": torch.zeros(2), "more": torch.zeros(1)},
+        {"weight": torch.zeros(2, 3, dtype=torch.int64), "bias": torch.zeros(2)},
+        {"weight": torch.zeros(2, 3, dtype=torch.complex64), "bias": torch.zeros(2)},
     ],
-    ids=["shape", "missing", "unknown"],
+    ids=["shape", "missing", "unknown", "whole numbers", "complex"],
 )
-def test_wrong_shapes_and_names_are_refused(tensors):
+def test_wrong_shapes_names_and_kinds_are_refused(tensors):
     with pytest.raises(UserError, match=r"models/dpa_cnn.* doesn't fit the network .*: train it again") as caught:
         fill_network(torch.nn.Linear(3, 2), tensors, Path("models/dpa_cnn"))
     assert len(str(caught.value).splitlines()) == 1
@@ -178,6 +226,51 @@ def test_fusion_is_refused_when_a_member_has_changed(pipeline, tmp_path):
     tensors, meta = load_checkpoint(pipeline.models / "ecas_cnn" / "model.safetensors", MAKER)
     save_checkpoint(path, tensors, meta | {"seed": 1})
     with pytest.raises(UserError, match=r"another ecas_cnn: run train_fusion\.py again"):
+        load_from(models)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("temperature", 0), ("temperature", float("nan")), ("temperature", "1"), ("genres", "blues"), ("genres", None),
+        ("genres", ["a", "a"]), ("split", "artist"), ("min_confidence", 7), ("settings.width", 1e9),
+        ("settings.width", -1), ("settings.width", float("inf")), ("settings.window", 10**9), ("settings.window", 6.5),
+        ("settings.overlap", 1), ("settings.features", "../../etc"), ("settings", None),
+    ],
+)  # fmt: skip
+def test_what_a_checkpoint_claims_is_checked(pipeline, tmp_path, key, value):
+    """Among it a width whose network would need terabytes."""
+    models = shutil.copytree(pipeline.models, tmp_path / "models")
+    path = models / "ecas_cnn" / "model.safetensors"
+    tensors, meta = load_checkpoint(path, MAKER)
+    place, _, name = key.rpartition(".")
+    (meta[place] if place else meta)[name] = value
+    save_checkpoint(path, tensors, meta)
+    with pytest.raises(UserError, match=r"ecas_cnn.*(train it again|differs from)") as caught:
+        load_members(models, ["ecas_cnn"])
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("temperature", -1), ("temperature", None), ("members", 3), ("min_confidence", "x"), ("genres", [])],
+)
+def test_what_a_fusion_claims_is_checked(pipeline, tmp_path, key, value):
+    models = shutil.copytree(pipeline.models, tmp_path / "models")
+    path = models / "fusion_progressive" / "model.safetensors"
+    tensors, meta = load_checkpoint(path, MAKER)
+    save_checkpoint(path, tensors, meta | {key: value})
+    with pytest.raises(UserError, match=r"fusion_progressive.*run train_fusion\.py again"):
+        load_from(models)
+
+
+def test_a_fusion_of_features_that_are_not_there_is_refused(pipeline, tmp_path):
+    models = shutil.copytree(pipeline.models, tmp_path / "models")
+    path = models / "fusion_progressive" / "model.safetensors"
+    meta = load_checkpoint(path, MAKER)[1]
+    tensors = {"coefficients": torch.zeros(2, 10), "intercept": torch.zeros(10), "kept": torch.tensor([5, 896])}
+    save_checkpoint(path, tensors, meta | {"kind": "features"})
+    with pytest.raises(UserError, match=r"run train_fusion\.py again"):
         load_from(models)
 
 
