@@ -138,6 +138,8 @@ class GenreDetector:
             for member in self._members:
                 if own["members"].get(member.name) != file_sha256(folder / member.name / "model.safetensors"):
                     raise UserError(f"the fusion was fitted on another {member.name}: run train_fusion.py again")
+            if self._fusion.kept.max(initial=0) >= sum(member.feature_size for member in self._members):
+                raise UserError(f"{path} uses features that the networks don't have: run {MADE_BY} again")
         if min_confidence is None and "min_confidence" not in own:
             raise UserError(f"{path} lacks 'min_confidence': run {remedy} again")
         self.min_confidence: float = own["min_confidence"] if min_confidence is None else min_confidence

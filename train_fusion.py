@@ -80,8 +80,14 @@ def load_fusion(models: Path) -> tuple[Fusion, dict[str, Any]]:
             meta["temperature"],
         )
         inputs = len(fusion.kept) or len(meta["members"]) * len(meta["genres"])
-        if fusion.coefficients.shape != (inputs, len(meta["genres"])):
+        if fusion.coefficients.shape != (inputs, len(meta["genres"])) or fusion.intercept.shape != (
+            len(meta["genres"]),
+        ):
             raise ValueError(f"coefficients of shape {fusion.coefficients.shape}")
+        if fusion.kept.dtype != np.int64 or fusion.kept.min(initial=0) < 0:
+            raise ValueError("kept are no numbers of features")
+        if not (0 < fusion.temperature < np.inf and 0 <= meta.get("min_confidence", 0) <= 1 and meta["genres"]):
+            raise ValueError("temperature, min_confidence or genres")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is no fusion ({error}): run {MADE_BY} again") from None
     return fusion, meta
