@@ -10,9 +10,13 @@ import copy
 import dataclasses
 import json
 import math
+import shlex
+import signal
+import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,12 +83,29 @@ def set_seed(*parts: int) -> np.random.Generator:
     return np.random.default_rng(parts)
 
 
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """Where torch's generators stand, uint8 tensors by kind of device."""
+    import torch
+
+    states = {"cpu": torch.get_rng_state()}
+    return states if device.type == "cpu" else states | {device.type: getattr(torch, device.type).get_rng_state()}
+
+
+def set_random_state(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Put torch's generators where ``random_state`` found them."""
+    import torch
+
+    torch.set_rng_state(states["cpu"])
+    if device.type in states and device.type != "cpu":
+        getattr(torch, device.type).set_rng_state(states[device.type])
+
+
 # ---------------------------------------------------------------- the loop
 
 
 @dataclass
 class Progress:
-    """Where a run stands, beside its tensors; saved with every epoch."""
+    """Where a run stands, beside its tensors; saved with every epoch, and when a signal stops it within one."""
 
     classes: list[ClassState]
     best_accuracies: list[float]  # each class's best check: what the published method reports
@@ -92,6 +113,15 @@ class Progress:
     steps: int = 0
     windows: int = 0  # trained on so far
     seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)  # of the steps of this epoch that are done
+
+
+class Stopped(Exception):
+    """A signal ended a training after a step, and all is saved."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
 
 
 class Trainer:
@@ -145,11 +175,16 @@ class Trainer:
         self.val_features = load_features(catalogue, settings.features, catalogue.splits["val"])
         weights = class_weights([None for _ in catalogue.genres], self.class_songs, settings)
         self.state = Progress([ClassState(weight=weight) for weight in weights], [0.0 for _ in weights])
+        self.signal = 0  # that asks for a stop
+        self._random_state: dict[str, torch.Tensor] = {}  # to go on with within an epoch
 
     # -------- an epoch
 
     def run(self, resume: bool) -> dict[str, Any]:
-        """Train to the end of the schedule, release the averaged weights, return that checkpoint's meta."""
+        """Train to the end of the schedule, release the averaged weights, return that checkpoint's meta.
+
+        Raises Stopped after the step in which ``signal`` was set.
+        """
         log = self.folder / "log.jsonl"
         for rest in self.folder.glob(".*.part"):  # of a run that was killed
             rest.unlink()
@@ -157,17 +192,21 @@ class Trainer:
             self._load_latest()
         records = [line for line in _lines(log) if json.loads(line)["epoch"] < self.state.epoch] if resume else []
         write_text(log, "".join(records))
+        self._clock = time.monotonic()
         for epoch in progress(range(self.state.epoch, self.settings.epochs), self.settings.name):
-            started = time.monotonic()
             record = self._train_epoch(epoch)
             if (epoch + 1) % self.settings.check_every == 0 or epoch + 1 == self.settings.epochs:
                 record |= self._check(epoch)
             self.state.epoch = epoch + 1
-            self.state.seconds += time.monotonic() - started
+            self._count_seconds()
             with log.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(record | {"seconds": round(self.state.seconds, 1)}) + "\n")
             self._save_latest()
         return self._release()
+
+    def _count_seconds(self) -> None:
+        now = time.monotonic()
+        self.state.seconds, self._clock = self.state.seconds + now - self._clock, now
 
     def _train_epoch(self, epoch: int) -> dict[str, Any]:
         import torch
@@ -185,9 +224,12 @@ class Trainer:
             for batch in np.array_split(np.arange(len(song)), max(1, round(len(song) / rules.batch_size)))
             if len(batch) > 1  # batch normalisation needs two
         ]
+        if self._random_state:
+            set_random_state(self._random_state, self.device)
+            self._random_state = {}
         self.network.train()
-        losses = []
-        for step, batch in enumerate(batches):
+        losses = self.state.losses
+        for step, batch in enumerate(batches[len(losses) :], start=len(losses)):
             rate = learning_rate((epoch + step / len(batches)) / rules.epochs, rules.learning_rate)
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
@@ -201,7 +243,12 @@ class Trainer:
             self.state.steps += 1
             self._follow()
             losses.append(loss.item())
+            if self.signal:
+                self._count_seconds()
+                self._save_latest()
+                raise Stopped(self.signal)
         self.state.windows += len(song)
+        self.state.losses = []
         return {"epoch": epoch, "loss": float(np.mean(losses)) if losses else None, "windows": self.state.windows}
 
     def _loss(self, song: np.ndarray, start: np.ndarray, window: int) -> torch.Tensor:
@@ -290,6 +337,8 @@ class Trainer:
         tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         for index, values in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
+        if self.state.losses:  # an epoch's start is seeded anew
+            tensors |= {f"random.{name}": state for name, state in random_state(self.device).items()}
         save_checkpoint(self.folder / "latest.safetensors", tensors, self._meta())
 
     def _load_latest(self) -> None:
@@ -301,7 +350,7 @@ class Trainer:
         for key in ("settings", "seed", "split", "genres"):
             if meta[key] != expected[key]:
                 raise UserError(f"{path} was made with another {key}: repeat its options, or start without --resume")
-        parts: dict[str, dict[str, torch.Tensor]] = {"network": {}, "average": {}, "optimiser": {}}
+        parts: dict[str, dict[str, torch.Tensor]] = {"network": {}, "average": {}, "optimiser": {}, "random": {}}
         for name, value in tensors.items():
             part, rest = name.split(".", 1)
             parts[part][rest] = value
@@ -315,6 +364,7 @@ class Trainer:
                 value = torch.empty_like(parameters[int(index)], requires_grad=False).copy_(value)
             state.setdefault(int(index), {})[rest] = value
         self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": state})
+        self._random_state = parts["random"]
         saved = meta["progress"]
         self.state = Progress(**saved | {"classes": [ClassState(**values) for values in saved["classes"]]})
 
@@ -351,7 +401,7 @@ def training_command(
 ) -> int:
     """``main`` of a training script: options from the settings, one run, a short table."""
     parser = argument_parser(doc, "--data", "--models", "--seed", "--device", "--threads")
-    parser.add_argument("--resume", action="store_true", help="go on after the last finished epoch of this run")
+    parser.add_argument("--resume", action="store_true", help="go on with this run where it stopped")
     options = {option.name: option for option in dataclasses.fields(settings) if option.metadata}
     for name, option in options.items():
         default, text = getattr(settings, name), option.metadata["help"]
@@ -364,17 +414,22 @@ def training_command(
     settings = dataclasses.replace(settings, **{name: getattr(args, name) for name in options})
 
     import torch
+    from safetensors import SafetensorError
 
     torch.set_num_threads(args.threads)
     catalogue = read_catalogue(args.data)
     trainer = Trainer(settings, build, catalogue, args.models / settings.name, args.seed, args.device)
     print(f"{settings.name} on {trainer.device}, {len(trainer.labels)} training songs, split {catalogue.split['name']}")
     try:
-        with locked(trainer.folder):
+        with locked(trainer.folder), _signals_stop(trainer):
             meta = trainer.run(args.resume)
-    except KeyboardInterrupt:
-        complain("interrupted; the same command with --resume goes on after the last finished epoch")
-        return 130
+    except Stopped as stop:
+        words = [sys.orig_argv[0], sys.argv[0], *(sys.argv[1:] if argv is None else argv)]
+        words += [] if args.resume else ["--resume"]
+        complain(f"stopped by {stop}, all is saved; go on with: {shlex.join(words)}")
+        return 128 + stop.number
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{trainer.folder} can't be written to ({error}): make room, go on with --resume") from None
     rows = [
         ("validation accuracy, %", f"{100 * meta['validation_accuracy']:.1f}"),
         ("label_conditioned_composite, %", f"{100 * meta['label_conditioned_composite']:.1f}"),
@@ -384,6 +439,21 @@ def training_command(
     ]
     print(format_table((settings.name, ""), rows))
     return 0
+
+
+@contextmanager
+def _signals_stop(trainer: Trainer) -> Iterator[None]:
+    """SIGINT and SIGTERM end the training after a step."""
+
+    def stop(number: int, _frame: object) -> None:
+        trainer.signal = number
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _flag(name: str) -> str:

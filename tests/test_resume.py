@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -74,29 +74,78 @@ def test_the_rules_are_at_work_in_this_run(whole):
     assert len({state["weight"] for state in classes}) > 1
 
 
-def test_killed_and_resumed_equals_uninterrupted(repo, data, whole, tmp_path):
-    command = [sys.executable, str(repo / f"train_{NAME}.py"), *arguments(data, tmp_path, "--seed", 7)]
-    path = tmp_path / NAME / "log.jsonl"
-    kept = path.with_name("latest.safetensors")
-    environment = {**os.environ, "PYTHONUTF8": "1"}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+def command(repo: Path, data: Path, models: Path) -> list[str]:
+    return [sys.executable, str(repo / f"train_{NAME}.py"), *arguments(data, models, "--seed", 7)]
+
+
+def run_until(words: list[str], models: Path, epochs: int, number: int) -> tuple[int, list[str]]:
+    """Start a training, send it a signal once the log holds so many epochs; its exit code and what is on stderr."""
+    path = models / NAME / "log.jsonl"
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:
         deadline = time.monotonic() + 200
-        while not (kept.exists() and path.read_text().count("\n") >= 2):
-            assert run.poll() is None, "it ended before it could be killed"
+        while not (path.with_name("latest.safetensors").exists() and path.read_text().count("\n") >= epochs):
+            assert run.poll() is None, "it ended before it could be stopped"
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        run.send_signal(signal.SIGKILL)
-    assert not (tmp_path / NAME / "model.safetensors").exists()
+        run.send_signal(number)
+        errors = run.communicate(timeout=200)[1]
+    assert not (models / NAME / "model.safetensors").exists()
+    return run.returncode, errors.splitlines()
+
+
+def test_killed_and_resumed_equals_uninterrupted(repo, data, whole, tmp_path):
+    words = command(repo, data, tmp_path)
+    path = tmp_path / NAME / "log.jsonl"
+    run_until(words, tmp_path, 2, signal.SIGKILL)
     with path.open("a") as stream:
         stream.write('{"epoch": 4, "lo')  # what a kill may leave: half a line, half a checkpoint
     (tmp_path / NAME / ".latest.safetensors.x.part").write_bytes(b"half")
 
-    subprocess.run([*command, "--resume"], env=environment, check=True, capture_output=True, timeout=200)
+    subprocess.run([*words, "--resume"], check=True, capture_output=True, timeout=200)
     assert equal(tmp_path, whole)
     assert log(tmp_path) == log(whole)
     assert progress(tmp_path) == progress(whole)
     files = ["latest.safetensors", "log.jsonl", "model.safetensors"]
     assert sorted(file.name for file in (tmp_path / NAME).iterdir()) == files
+
+
+def test_stopped_within_an_epoch_and_resumed_as_told_equals_uninterrupted(repo, data, whole, tmp_path):
+    words = command(repo, data, tmp_path)
+    for epochs, number, code in ((1, signal.SIGTERM, 143), (3, signal.SIGINT, 130)):
+        found, lines = run_until(words, tmp_path, epochs, number)
+        assert (found, len(lines)) == (code, 1), lines
+        tensors, meta = load_checkpoint(tmp_path / NAME / "latest.safetensors", "")
+        assert meta["progress"]["losses"], "it didn't stop within an epoch"
+        assert "random.cpu" in tensors
+        words = shlex.split(lines[0].partition("go on with: ")[2])
+        assert words.count("--resume") == 1
+    subprocess.run(words, check=True, capture_output=True, timeout=200)
+    assert equal(tmp_path, whole)
+    assert log(tmp_path) == log(whole)
+    assert progress(tmp_path) == progress(whole)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limits on files")
+def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(repo, data, tmp_path):
+    import resource  # not on Windows
+
+    words = command(repo, data, tmp_path)
+    run_until(words, tmp_path, 1, signal.SIGTERM)
+    kept = tmp_path / NAME / "latest.safetensors"
+    before = kept.read_bytes()
+    limit = len(before) // 2  # a write beyond it fails as one on a full disk does
+    run = subprocess.run(
+        [*words, "--resume"],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert run.returncode == 1
+    assert len(run.stderr.splitlines()) == 1, run.stderr
+    assert str(kept.parent) in run.stderr
+    assert kept.read_bytes() == before
+    assert not list(kept.parent.glob(".*.part"))
 
 
 def test_the_seed_decides_the_run(data, whole, tmp_path):
