@@ -16,6 +16,7 @@ RARE = 15  # songs: classes with fewer in the data set are also left out of a se
 Z_95 = 1.959964
 BOOTSTRAPS = 10_000
 BINS = 10  # of the calibration error
+LEAST_DRAWN = 5  # songs in a bin of the reliability picture
 
 
 def wilson_interval(right: int, count: int) -> tuple[float, float]:
@@ -118,7 +119,8 @@ def draw_confusion(matrix: np.ndarray, genres: list[str], title: str, path: Path
 def draw_reliability(outputs: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str, path: Path) -> None:
     """A reliability picture: how often answers were right against how likely they were said to be, a line a model.
 
-    ``outputs`` are probabilities (songs, classes) and labels (songs,) by model; dots grow with the songs in a bin.
+    ``outputs`` are probabilities (songs, classes) and labels (songs,) by model; dots grow with the songs in a bin,
+    and bins of fewer than five are left out.
     """
     import matplotlib
 
@@ -130,14 +132,14 @@ def draw_reliability(outputs: Mapping[str, tuple[np.ndarray, np.ndarray]], title
     for name, (probabilities, labels) in outputs.items():
         top, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
         which = np.minimum((top * BINS).astype(int), BINS - 1)
-        said = [top[which == b].mean() for b in np.unique(which)]
-        was = [right[which == b].mean() for b in np.unique(which)]
+        full = [b for b in np.unique(which) if (which == b).sum() >= LEAST_DRAWN]
+        said, was = ([values[which == b].mean() for b in full] for values in (top, right))
         (line,) = axes.plot(said, was, label=f"{name} ({100 * calibration_error(probabilities, labels):.1f} %)")
-        axes.scatter(said, was, [4 + 300 * (which == b).mean() for b in np.unique(which)], color=line.get_color())
+        axes.scatter(said, was, [4 + 300 * (which == b).mean() for b in full], color=line.get_color())
     axes.set(
         xlim=(0, 1), ylim=(0, 1), xlabel="top probability", ylabel="part of the songs that were right", title=title
     )
-    axes.legend(title="calibration error", loc="upper left")
+    axes.legend(title="calibration error", loc="lower right")
     axes.set_aspect("equal")
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
