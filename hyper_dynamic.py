@@ -141,6 +141,9 @@ class Trainer:
 
         from augment import Augmentation, dct_basis
 
+        for split in ("train", "val"):
+            if not catalogue.splits[split]:
+                raise UserError(f"there are no {split} songs: run prepare_gtzan_data.py on more songs")
         self.settings, self.catalogue, self.folder, self.seed = settings, catalogue, folder, seed
         self.device = pick_device(device)
         set_seed(seed)
@@ -190,6 +193,8 @@ class Trainer:
             rest.unlink()
         if resume:
             self._load_latest()
+        else:  # what an earlier run left must not be what --resume goes on from
+            (self.folder / "latest.safetensors").unlink(missing_ok=True)
         records = [line for line in _lines(log) if json.loads(line)["epoch"] < self.state.epoch] if resume else []
         write_text(log, "".join(records))
         self._clock = time.monotonic()
@@ -238,7 +243,9 @@ class Trainer:
                 raise UserError(f"the loss is {loss.item()} in epoch {epoch + 1}: try a smaller --learning-rate")
             self.optimiser.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM)
+            norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM)
+            if not torch.isfinite(norm):
+                raise UserError(f"the gradient is {norm.item()} in epoch {epoch + 1}: try a smaller --learning-rate")
             self.optimiser.step()
             self.state.steps += 1
             self._follow()
@@ -348,25 +355,28 @@ class Trainer:
         tensors, meta = load_checkpoint(path, "this script without --resume")
         expected = self._meta()
         for key in ("settings", "seed", "split", "genres"):
-            if meta[key] != expected[key]:
+            if meta.get(key) != expected[key]:
                 raise UserError(f"{path} was made with another {key}: repeat its options, or start without --resume")
         parts: dict[str, dict[str, torch.Tensor]] = {"network": {}, "average": {}, "optimiser": {}, "random": {}}
-        for name, value in tensors.items():
-            part, rest = name.split(".", 1)
-            parts[part][rest] = value
-        fill_network(self.network, parts["network"], path)
-        fill_network(self.average, parts["average"], path)
         state: dict[int, dict[str, torch.Tensor]] = {}
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
-        for name, value in parts["optimiser"].items():
-            index, rest = name.split(".")
-            if value.shape == parameters[int(index)].shape:  # the fused step reads memory in the parameter's own order
-                value = torch.empty_like(parameters[int(index)], requires_grad=False).copy_(value)
-            state.setdefault(int(index), {})[rest] = value
+        try:
+            for name, value in tensors.items():
+                part, rest = name.split(".", 1)
+                parts[part][rest] = value
+            for name, value in parts["optimiser"].items():
+                index, rest = name.split(".")
+                if value.shape == parameters[int(index)].shape:  # the fused step reads memory in the parameter's order
+                    value = torch.empty_like(parameters[int(index)], requires_grad=False).copy_(value)
+                state.setdefault(int(index), {})[rest] = value
+            saved = meta["progress"]
+            self.state = Progress(**saved | {"classes": [ClassState(**values) for values in saved["classes"]]})
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise UserError(f"{path} is not of a run in progress ({error}): start without --resume") from None
+        fill_network(self.network, parts["network"], path)
+        fill_network(self.average, parts["average"], path)
         self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": state})
         self._random_state = parts["random"]
-        saved = meta["progress"]
-        self.state = Progress(**saved | {"classes": [ClassState(**values) for values in saved["classes"]]})
 
     def _release(self) -> dict[str, Any]:
         """Round the averaged weights as they are at the end of the schedule to half precision, calibrate, save them.

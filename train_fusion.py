@@ -143,9 +143,12 @@ def _fit_linear(kind: str, inputs: np.ndarray, labels: np.ndarray, classes: int,
     from sklearn.linear_model import LogisticRegression
 
     mean, scale = inputs.mean(axis=0), inputs.std(axis=0) + 1e-6
-    model = LogisticRegression(C=c, max_iter=2000).fit((inputs - mean) / scale, labels)
     coefficients = np.zeros((inputs.shape[1], classes))
     intercept = np.full(classes, -10.0)
+    if len(set(labels.tolist())) == 1:  # nothing to tell apart
+        intercept[labels[0]] = 0
+        return Fusion(kind, coefficients.astype(np.float32), intercept.astype(np.float32), kept)
+    model = LogisticRegression(C=c, max_iter=2000).fit((inputs - mean) / scale, labels)
     if len(model.classes_) == 2:  # scikit-learn keeps one row for two classes
         coefficients[:, model.classes_] = np.concatenate([-model.coef_, model.coef_]).T / 2 / scale[:, None]
         intercept[model.classes_] = np.array([-1, 1]) * model.intercept_[0] / 2
