@@ -302,17 +302,20 @@ def read_json(path: Path, made_by: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is not there: run {made_by} first") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} can't be read ({error}): run {made_by} again") from None
 
 
 def read_array(path: Path, made_by: str) -> np.ndarray:
     """The array in ``path``. Raises UserError, naming the script that makes it, if absent or broken."""
     try:
-        return np.load(path, allow_pickle=False)
+        array = np.load(path, allow_pickle=False)
+        if not isinstance(array, np.ndarray):  # several of them, in a zip
+            raise ValueError("not one array")
+        return array
     except FileNotFoundError:
         raise UserError(f"{path} is not there: run {made_by} first") from None
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy's reader of headers raises what it likes
         raise UserError(f"{path} can't be read ({error}): delete it and run {made_by} again") from None
 
 
@@ -387,6 +390,13 @@ def read_catalogue(data: Path) -> Catalogue:
             raise ValueError(f"format {value['format']}, expected {CATALOGUE_FORMAT}")
         songs = {song["track"]: Song(**song) for song in value["songs"]}
         genres, split = [str(genre) for genre in value["genres"]], dict(value["split"])
+        sums = {name: split["sha256"][name] for name in SPLITS}
+        for song in songs.values():
+            texts = (song.track, song.file, song.path, song.genre, song.artist, song.sha256, song.verdict)
+            if not all(isinstance(text, str) for text in texts) or song.genre not in genres:
+                raise ValueError(f"song {song.track!r}")
+            if Path(song.track).name != song.track:  # its features are stored under it
+                raise ValueError(f"{song.track!r} is no name")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{data / 'metadata.json'} is not a catalogue ({error}): run {maker} again") from None
     by_file = {song.file: song.track for song in songs.values() if song.verdict == "ok"}
@@ -394,10 +404,13 @@ def read_catalogue(data: Path) -> Catalogue:
     for name in SPLITS:
         path = data / "processed" / f"{name}_files.txt"
         try:
-            splits[name] = [by_file[line] for line in path.read_text(encoding="utf-8").splitlines() if line]
+            content = path.read_bytes()
+            if hashlib.sha256(content).hexdigest() != sums[name]:  # the run that made it was stopped, or it was edited
+                raise UserError(f"{path} is not the list of {data / 'metadata.json'}: run {maker} again")
+            splits[name] = [by_file[line] for line in content.decode().splitlines() if line]
         except OSError:
             raise UserError(f"{path} is not there: run {maker} first") from None
-        except KeyError as error:
+        except (KeyError, UnicodeDecodeError) as error:
             raise UserError(f"{path} lists {error}, which metadata.json doesn't: run {maker} again") from None
     tracks = [track for name in SPLITS for track in splits[name]]
     if len(set(tracks)) != len(tracks):

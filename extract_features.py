@@ -75,6 +75,7 @@ FEATURE_SETTINGS = {
     "normalisation": "song: each mel band less its mean, then one scale",
 }
 FOLDERS = {"melspectrogram": "melspectrogram_normalized", "mfcc": "mfcc"}
+BINS = {"melspectrogram": N_MELS, "mfcc": N_MFCC}
 
 
 # ---------------------------------------------------------------- decoding
@@ -397,15 +398,32 @@ def check_feature_settings(settings: object, where: Path, remedy: str) -> None:
 def load_features(catalogue: Catalogue, kind: str, tracks: Iterable[str]) -> list[np.ndarray]:
     """The stored features of tracks, float16 (bins, frames) each. Raises UserError if any is absent or foreign."""
     maker = "extract_features.py"
-    index_path = catalogue.data / "processed" / "features.json"
-    index = read_json(index_path, maker)
-    check_feature_settings(index.get("settings"), index_path, f"run {maker} --force")
+    done = _read_index(catalogue.data / "processed" / "features.json")
     features = []
     for track in tracks:
-        if index["songs"].get(track) != catalogue.songs[track].sha256:
+        if done.get(track) != catalogue.songs[track].sha256:
             raise UserError(f"no features of {track} as it is now: run {maker} again")
-        features.append(read_array(feature_path(catalogue.data, kind, track), maker))
+        path = feature_path(catalogue.data, kind, track)
+        feature = read_array(path, maker)
+        if (
+            feature.shape[:-1] != (BINS[kind],)
+            or not feature.size
+            or feature.dtype != np.float16
+            or not np.isfinite(feature).all()
+        ):
+            raise UserError(f"{path} holds no features: delete it and run {maker} again")
+        features.append(feature)
     return features
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """Which song's content (SHA-256) each track's features were made of. Raises UserError if that can't be said."""
+    index = read_json(path, "extract_features.py --force")
+    settings, songs = (index.get(key) for key in ("settings", "songs")) if isinstance(index, dict) else (None, None)
+    check_feature_settings(settings, path, "run extract_features.py --force to make all anew")
+    if not isinstance(songs, dict):
+        raise UserError(f"{path} lists no songs: run extract_features.py --force to make all anew")
+    return songs
 
 
 def _extract(track: str, audio: Path, targets: dict[str, Path]) -> tuple[str, str | None]:
@@ -437,9 +455,7 @@ def _run(args: argparse.Namespace) -> int:
     index_path = args.data / "processed" / "features.json"
     done: dict[str, str] = {}
     if index_path.exists() and not args.force:
-        index = read_json(index_path, "extract_features.py --force")
-        check_feature_settings(index.get("settings"), index_path, "run extract_features.py --force to make all anew")
-        done = index["songs"]
+        done = _read_index(index_path)
 
     usable = [song for song in catalogue.songs.values() if song.verdict == "ok"]
     todo = [
