@@ -10,12 +10,10 @@ import copy
 import dataclasses
 import json
 import math
-import shlex
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +33,7 @@ from common import (
     read_catalogue,
     write_text,
 )
+from distributed import Team, local_size, team_on
 from extract_features import N_MELS, N_MFCC, load_features
 from predict import calibrated, class_accuracies, confidence_threshold, fit_temperature, network_outputs
 from rules import (
@@ -48,6 +47,7 @@ from rules import (
     training_window,
     update_classes,
 )
+from stopping import Stopped, random_state, resume_command, set_random_state, signals_to
 
 if TYPE_CHECKING:
     import torch
@@ -83,23 +83,6 @@ def set_seed(*parts: int) -> np.random.Generator:
     return np.random.default_rng(parts)
 
 
-def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """Where torch's generators stand, uint8 tensors by kind of device."""
-    import torch
-
-    states = {"cpu": torch.get_rng_state()}
-    return states if device.type == "cpu" else states | {device.type: getattr(torch, device.type).get_rng_state()}
-
-
-def set_random_state(states: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Put torch's generators where ``random_state`` found them."""
-    import torch
-
-    torch.set_rng_state(states["cpu"])
-    if device.type in states and device.type != "cpu":
-        getattr(torch, device.type).set_rng_state(states[device.type])
-
-
 # ---------------------------------------------------------------- the loop
 
 
@@ -116,14 +99,6 @@ class Progress:
     losses: list[float] = field(default_factory=list)  # of the steps of this epoch that are done
 
 
-class Stopped(Exception):
-    """A signal ended a training after a step, and all is saved."""
-
-    def __init__(self, number: int):
-        super().__init__(signal.Signals(number).name)
-        self.number = number
-
-
 class Trainer:
     """One training run of one network."""
 
@@ -136,6 +111,7 @@ class Trainer:
         seed: int,
         device: str,
         augmentation: Augmentation | None = None,
+        team: Team | None = None,
     ):
         import torch
 
@@ -145,7 +121,12 @@ class Trainer:
             if not catalogue.splits[split]:
                 raise UserError(f"there are no {split} songs: run prepare_gtzan_data.py on more songs")
         self.settings, self.catalogue, self.folder, self.seed = settings, catalogue, folder, seed
-        self.device = pick_device(device)
+        self.team = team or Team(pick_device(device))
+        self.device = self.team.device
+        if settings.batch_size < 2 * self.team.size:
+            self.team.refuse(
+                f"--batch-size {settings.batch_size} is too small for {self.team.size} processes: 2 for each"
+            )
         set_seed(seed)
         self.network = build(len(catalogue.genres), settings.width).to(self.device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -153,6 +134,10 @@ class Trainer:
         pairs = zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True)
         floats = [(mean, now) for mean, now in pairs if mean.is_floating_point()]
         self._means, self._nows = ([pair[side] for pair in floats] for side in (0, 1))
+        self._parallel = self.team.wrap(self.network)
+        self._statistics = [  # of batch normalisation
+            values for name, values in self.network.named_buffers() if name.endswith(("running_mean", "running_var"))
+        ]
         matrices = [p for p in self.network.parameters() if p.ndim > 1]
         vectors = [p for p in self.network.parameters() if p.ndim <= 1]
         self.optimiser = torch.optim.AdamW(
@@ -178,7 +163,7 @@ class Trainer:
         self.val_features = load_features(catalogue, settings.features, catalogue.splits["val"])
         weights = class_weights([None for _ in catalogue.genres], self.class_songs, settings)
         self.state = Progress([ClassState(weight=weight) for weight in weights], [0.0 for _ in weights])
-        self.signal = 0  # that asks for a stop
+        self._signal = 0  # that asks for a stop
         self._random_state: dict[str, torch.Tensor] = {}  # to go on with within an epoch
 
     # -------- an epoch
@@ -186,28 +171,35 @@ class Trainer:
     def run(self, resume: bool) -> dict[str, Any]:
         """Train to the end of the schedule, release the averaged weights, return that checkpoint's meta.
 
-        Raises Stopped after the step in which ``signal`` was set.
+        Raises Stopped after the step in which ``stop`` was called.
         """
         log = self.folder / "log.jsonl"
-        for rest in self.folder.glob(".*.part"):  # of a run that was killed
-            rest.unlink()
         if resume:
             self._load_latest()
         else:  # what an earlier run left must not be what --resume goes on from
-            (self.folder / "latest.safetensors").unlink(missing_ok=True)
+            self.team.tell((self.folder / "latest.safetensors").unlink, True)
         records = [line for line in _lines(log) if json.loads(line)["epoch"] < self.state.epoch] if resume else []
-        write_text(log, "".join(records))
+        self.team.tell(write_text, log, "".join(records))
         self._clock = time.monotonic()
-        for epoch in progress(range(self.state.epoch, self.settings.epochs), self.settings.name):
+        epochs = range(self.state.epoch, self.settings.epochs)
+        for epoch in epochs if self.team.rank else progress(epochs, self.settings.name):
             record = self._train_epoch(epoch)
             if (epoch + 1) % self.settings.check_every == 0 or epoch + 1 == self.settings.epochs:
-                record |= self._check(epoch)
+                record |= self.team.tell(self._check, epoch)
+                self.state = self.team.tell(lambda: self.state)
             self.state.epoch = epoch + 1
             self._count_seconds()
-            with log.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(record | {"seconds": round(self.state.seconds, 1)}) + "\n")
-            self._save_latest()
-        return self._release()
+            self.team.tell(self._keep, log, record)
+        return self.team.tell(self._release)
+
+    def _keep(self, log: Path, record: dict[str, Any]) -> None:
+        with log.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(record | {"seconds": round(self.state.seconds, 1)}) + "\n")
+        self._save_latest()
+
+    def stop(self, number: int) -> None:
+        """End the training after this step, as asked for by a signal."""
+        self._signal = number
 
     def _count_seconds(self) -> None:
         now = time.monotonic()
@@ -227,33 +219,37 @@ class Trainer:
         batches = [
             batch
             for batch in np.array_split(np.arange(len(song)), max(1, round(len(song) / rules.batch_size)))
-            if len(batch) > 1  # batch normalisation needs two
+            if len(batch) >= 2 * self.team.size  # batch normalisation needs two
         ]
-        if self._random_state:
+        if self._random_state and self.team.size == 1:
             set_random_state(self._random_state, self.device)
-            self._random_state = {}
+        elif self.state.losses or self.team.rank:
+            set_seed(self.seed, 1, epoch, self.team.rank, len(self.state.losses))
+        self._random_state = {}
         self.network.train()
         losses = self.state.losses
         for step, batch in enumerate(batches[len(losses) :], start=len(losses)):
             rate = learning_rate((epoch + step / len(batches)) / rules.epochs, rules.learning_rate)
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
-            loss = self._loss(song[batch], start[batch], training_window(epoch, rules))
-            if not torch.isfinite(loss):
-                raise UserError(f"the loss is {loss.item()} in epoch {epoch + 1}: try a smaller --learning-rate")
+            part = self.team.share(batch)
+            loss = self.team.weigh(self._loss(song[part], start[part], training_window(epoch, rules)), part, batch)
             self.optimiser.zero_grad()
             loss.backward()
+            mean, stop = self.team.agree(loss.item(), self._signal > 0, self._statistics)
+            if not math.isfinite(mean):
+                self.team.refuse(f"the loss is {mean} in epoch {epoch + 1}: try a smaller --learning-rate")
             norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM)
             if not torch.isfinite(norm):
-                raise UserError(f"the gradient is {norm.item()} in epoch {epoch + 1}: try a smaller --learning-rate")
+                self.team.refuse(f"the gradient is {norm.item()} in epoch {epoch + 1}: try a smaller --learning-rate")
             self.optimiser.step()
             self.state.steps += 1
             self._follow()
-            losses.append(loss.item())
-            if self.signal:
+            losses.append(mean)
+            if stop:
                 self._count_seconds()
-                self._save_latest()
-                raise Stopped(self.signal)
+                self.team.tell(self._save_latest)
+                raise Stopped(self._signal or signal.SIGTERM)  # which another rank may have heard
         self.state.windows += len(song)
         self.state.losses = []
         return {"epoch": epoch, "loss": float(np.mean(losses)) if losses else None, "windows": self.state.windows}
@@ -269,7 +265,7 @@ class Trainer:
         which, first = torch.from_numpy(song).to(self.device), torch.from_numpy(start).to(self.device)
         windows = cut_windows(self.songs, self.frames, which, first, window, self.augmentation.tempo)
         windows, partner, part = mixup(change_windows(windows, self.augmentation, self.basis), rules.mixup)
-        logits, _ = self.network(windows.transpose(1, 2))
+        logits, _ = self._parallel(windows.transpose(1, 2))
         targets = torch.from_numpy(self.labels[song]).to(self.device)
         weights = torch.tensor([state.weight for state in self.state.classes], device=self.device)
 
@@ -344,7 +340,7 @@ class Trainer:
         tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         for index, values in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
-        if self.state.losses:  # an epoch's start is seeded anew
+        if self.state.losses and self.team.size == 1:  # an epoch's start is seeded anew
             tensors |= {f"random.{name}": state for name, state in random_state(self.device).items()}
         save_checkpoint(self.folder / "latest.safetensors", tensors, self._meta())
 
@@ -426,20 +422,25 @@ def training_command(
     import torch
     from safetensors import SafetensorError
 
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(max(1, args.threads // local_size()))
     catalogue = read_catalogue(args.data)
-    trainer = Trainer(settings, build, catalogue, args.models / settings.name, args.seed, args.device)
-    print(f"{settings.name} on {trainer.device}, {len(trainer.labels)} training songs, split {catalogue.split['name']}")
-    try:
-        with locked(trainer.folder), _signals_stop(trainer):
-            meta = trainer.run(args.resume)
-    except Stopped as stop:
-        words = [sys.orig_argv[0], sys.argv[0], *(sys.argv[1:] if argv is None else argv)]
-        words += [] if args.resume else ["--resume"]
-        complain(f"stopped by {stop}, all is saved; go on with: {shlex.join(words)}")
-        return 128 + stop.number
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{trainer.folder} can't be written to ({error}): make room, go on with --resume") from None
+    folder = args.models / settings.name
+    with team_on(pick_device(args.device)) as team, ExitStack() as stack:
+        team.tell(stack.enter_context, locked(folder))
+        trainer = Trainer(settings, build, catalogue, folder, args.seed, args.device, team=team)
+        if team.rank == 0:
+            print(f"{settings.name} on {team}, {len(trainer.labels)} training songs, split {catalogue.split['name']}")
+        try:
+            with signals_to(trainer.stop):
+                meta = trainer.run(args.resume)
+        except Stopped as stop:
+            if team.rank == 0:
+                complain(f"stopped by {stop}, all is saved; go on with: {resume_command(team.launcher(), argv)}")
+            return 128 + stop.number
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{folder} can't be written to ({error}): make room, go on with --resume") from None
+    if team.rank:
+        return 0
     rows = [
         ("validation accuracy, %", f"{100 * meta['validation_accuracy']:.1f}"),
         ("label_conditioned_composite, %", f"{100 * meta['label_conditioned_composite']:.1f}"),
@@ -449,21 +450,6 @@ def training_command(
     ]
     print(format_table((settings.name, ""), rows))
     return 0
-
-
-@contextmanager
-def _signals_stop(trainer: Trainer) -> Iterator[None]:
-    """SIGINT and SIGTERM end the training after a step."""
-
-    def stop(number: int, _frame: object) -> None:
-        trainer.signal = number
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _flag(name: str) -> str:

@@ -1,0 +1,57 @@
+"""Stopping a training after any step, and what it takes to go on from there to the last bit."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Stopped(Exception):
+    """A signal ended a training after a step, and all is saved."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+@contextmanager
+def signals_to(hear: Callable[[int], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM call ``hear`` with their number and do nothing else."""
+    before = {
+        number: signal.signal(number, lambda number, _frame: hear(number)) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def resume_command(launcher: Sequence[str], argv: Sequence[str] | None) -> str:
+    """The command line that goes on with this run: ``launcher``, the script, its arguments, ``--resume``."""
+    words = [*launcher, sys.argv[0], *(sys.argv[1:] if argv is None else argv)]
+    return shlex.join(words if "--resume" in words else [*words, "--resume"])
+
+
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """Where torch's generators stand, uint8 tensors by kind of device."""
+    import torch
+
+    states = {"cpu": torch.get_rng_state()}
+    return states if device.type == "cpu" else states | {device.type: getattr(torch, device.type).get_rng_state()}
+
+
+def set_random_state(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Put torch's generators where ``random_state`` found them."""
+    import torch
+
+    torch.set_rng_state(states["cpu"])
+    if device.type in states and device.type != "cpu":
+        getattr(torch, device.type).set_rng_state(states[device.type])
