@@ -100,6 +100,11 @@ def check_fit(network: nn.Module, tensors: Mapping[str, torch.Tensor], where: Pa
             raise UserError(f"{where} doesn't fit the network ({problem}): train it again")
 
 
+def strides(network: nn.Module) -> dict[str, list[int]]:
+    """The strides of a network's layers by name: what makes it another network without changing a weight's shape."""
+    return {name: list(layer.stride) for name, layer in network.named_modules() if hasattr(layer, "stride")}
+
+
 def fill_network(network: nn.Module, tensors: Mapping[str, torch.Tensor], where: Path) -> None:
     """Put saved weights (any precision) into a network. Raises UserError as ``check_fit``."""
     check_fit(network, tensors, where)

@@ -181,11 +181,14 @@ def caption(result: dict[str, Any]) -> str:
 def protocol_caption(result: dict[str, Any]) -> str:
     gain, rounds = result["fusion_against_best"], result["rounds"]
     low, high = (f"{100 * end:+.1f}" for end in gain["bootstrap_95"])
+    repeated = result["songs"] > result["different_songs"]
     return (
         f"Protocol {result['protocol']}: {rounds} of {ROUNDS[result['protocol']]} {WHAT[result['protocol']]}; "
-        f"{result['songs']} answers about {result['different_songs']} different test songs. The fusion is "
-        f"{100 * gain['difference']:+.1f} points from its best member, {result['best_member']} (paired bootstrap "
-        f"{low} to {high}, McNemar p {gain['mcnemar_p']:.2g}). Spread: standard deviation of the rounds."
+        f"{' or '.join(map(str, result['epochs']))} epochs; {result['songs']} answers about "
+        f"{result['different_songs']} different test songs. The fusion is "
+        f"{100 * gain['difference']:+.1f} points from its best member, {result['best_member']} (bootstrap "
+        f"over artists {low} to {high}, McNemar p {gain['mcnemar_p']:.2g}). Spread: standard deviation of the rounds."
+        + (" The interval and p take answers about one song as independent." if repeated else "")
     )
 
 
@@ -228,7 +231,10 @@ def one_split(catalogue: Catalogue, models: Path, device: str, results: Path) ->
             f"{detector.meta['split']['seed']}, not on the one in {catalogue.data}: they may have seen its test songs"
         )
     result, rows = evaluate(detector, catalogue, models)
-    with whole_file(results / "predictions.csv") as temporary, temporary.open("w", newline="") as stream:
+    with (
+        whole_file(results / "predictions.csv") as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as stream,
+    ):
         csv.writer(stream).writerows(rows)
     for name, scores in result["models"].items():
         test = scores["test"]
@@ -277,7 +283,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     catalogue = read_catalogue(args.data)
     if args.protocol:
         rounds = min(args.rounds or ROUNDS[args.protocol], ROUNDS[args.protocol])
-        folders = run_rounds(catalogue, args.protocol, rounds, args.runs, args.split_lists, args.jobs, args.training)
+        folders = run_rounds(
+            catalogue, args.protocol, rounds, args.runs, args.split_lists, args.jobs, args.device, args.training
+        )
         result = protocol(args.protocol, folders, args.results)
         text, parts, note = protocol_caption(result), protocol_tables(result), ""
     else:

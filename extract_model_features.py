@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from checkpoints import check_fit, fill_network, load_checkpoint
+from checkpoints import check_fit, fill_network, load_checkpoint, strides
 from common import (
     SPLITS,
     Catalogue,
@@ -121,8 +121,12 @@ def load_members(models: Path, names: Iterable[str] = MEMBERS, device: str = "au
             if problem := _unusable(meta):
                 raise ValueError(problem)
             with torch.device("meta"):  # no memory before the shapes are known to fit: a file may claim any width
-                check_fit(build(len(meta["genres"]), meta["settings"]["width"]), tensors, path)
-            network = build(len(meta["genres"]), meta["settings"]["width"])
+                check_fit(
+                    build(len(meta["genres"]), meta["settings"]["width"], meta["settings"]["coarse"]), tensors, path
+                )
+            network = build(len(meta["genres"]), meta["settings"]["width"], meta["settings"]["coarse"])
+            if meta["strides"] != strides(network):
+                raise ValueError("architecture: its strides are others")
             members.append(Member(name, network, meta))
             key = [meta["genres"], meta["settings"]["window"], meta["settings"]["overlap"], meta["split"]]
         except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:

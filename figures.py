@@ -67,12 +67,12 @@ def accuracy_without(confusion: Any, genres: Sequence[str], rare: Sequence[str])
     return float(matrix[np.arange(len(keep)), keep].sum() / max(1, matrix.sum()))
 
 
-def bootstrap_difference(first: np.ndarray, second: np.ndarray, tracks: np.ndarray) -> tuple[float, float]:
+def bootstrap_difference(first: np.ndarray, second: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
     """95 % interval of the difference of two accuracies on the same songs (paired bootstrap, Efron 1979).
 
-    ``first`` and ``second`` are bool (answers,); answers about one track are drawn together.
+    ``first`` and ``second`` are bool (answers,); answers of one group, such as an artist, are drawn together.
     """
-    names, which = np.unique(tracks, return_inverse=True)
+    names, which = np.unique(groups, return_inverse=True)
     gain = np.bincount(which, first.astype(float) - second, len(names))
     count = np.bincount(which, minlength=len(names))
     drawn = np.random.default_rng(0).integers(len(names), size=(BOOTSTRAPS, len(names)))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from checkpoints import fill_network, load_checkpoint, save_checkpoint
+from checkpoints import fill_network, load_checkpoint, save_checkpoint, strides
 from common import (
     Catalogue,
     UserError,
@@ -92,6 +92,7 @@ class Progress:
 
     classes: list[ClassState]
     best_accuracies: list[float]  # each class's best check: what the published method reports
+    best_loss: float | None = None  # of the validation checks
     epoch: int = 0  # the next one
     steps: int = 0
     windows: int = 0  # trained on so far
@@ -128,7 +129,7 @@ class Trainer:
                 f"--batch-size {settings.batch_size} is too small for {self.team.size} processes: 2 for each"
             )
         set_seed(seed)
-        self.network = build(len(catalogue.genres), settings.width).to(self.device)
+        self.network = build(len(catalogue.genres), settings.width, settings.coarse).to(self.device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         pairs = zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True)
@@ -169,7 +170,7 @@ class Trainer:
     # -------- an epoch
 
     def run(self, resume: bool) -> dict[str, Any]:
-        """Train to the end of the schedule, release the averaged weights, return that checkpoint's meta.
+        """Train to the end of the schedule, release the best averaged weights, return that checkpoint's meta.
 
         Raises Stopped after the step in which ``stop`` was called.
         """
@@ -300,6 +301,9 @@ class Trainer:
         self.state.classes = update_classes(before, measured, self.class_songs, epoch, self.settings)
         pairs = zip(self.state.best_accuracies, measured, strict=True)
         self.state.best_accuracies = [max(best, now or 0.0) for best, now in pairs]
+        if self.settings.last or self.state.best_loss is None or loss < self.state.best_loss:
+            self.state.best_loss = loss
+            save_checkpoint(self.folder / "best.safetensors", self.average.state_dict(), self._meta())
         moves = [
             f"{genre} {'graduates' if now.graduated else 'is demoted'}"
             for genre, was, now in zip(genres, before, self.state.classes, strict=True)
@@ -326,6 +330,7 @@ class Trainer:
             "network": self.settings.name,
             "genres": self.catalogue.genres,
             "settings": asdict(self.settings),
+            "strides": strides(self.network),
             "seed": self.seed,
             "split": self.catalogue.split,
             "songs": {split: len(tracks) for split, tracks in self.catalogue.splits.items()},
@@ -350,7 +355,7 @@ class Trainer:
         path = self.folder / "latest.safetensors"
         tensors, meta = load_checkpoint(path, "this script without --resume")
         expected = self._meta()
-        for key in ("settings", "seed", "split", "genres"):
+        for key in ("settings", "strides", "seed", "split", "genres"):
             if meta.get(key) != expected[key]:
                 raise UserError(f"{path} was made with another {key}: repeat its options, or start without --resume")
         parts: dict[str, dict[str, torch.Tensor]] = {"network": {}, "average": {}, "optimiser": {}, "random": {}}
@@ -375,18 +380,19 @@ class Trainer:
         self._random_state = parts["random"]
 
     def _release(self) -> dict[str, Any]:
-        """Round the averaged weights as they are at the end of the schedule to half precision, calibrate, save them.
+        """Round the weights of the check with the least validation loss to half precision, calibrate, save them.
 
-        No check chooses them, so validation songs steer the rules and the temperature only.
+        Test songs have no part in this choice; the validation figure is the best of many checks, but for ``last``.
         """
-        path = self.folder / "model.safetensors"
-        tensors = self.average.state_dict()
+        best, path = self.folder / "best.safetensors", self.folder / "model.safetensors"
+        tensors, chosen = load_checkpoint(best, "this script without --resume")
         halves = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
-        fill_network(self.average, halves, path)
+        fill_network(self.average, halves, best)
         outputs = self.validate()
         songs = np.bincount(self.val_labels, minlength=len(self.catalogue.genres))
         temperature = fit_temperature(outputs, self.val_labels)
         meta = self._meta() | {
+            "released_epoch": chosen["progress"]["epoch"] + 1,
             "temperature": temperature,
             "min_confidence": confidence_threshold(calibrated(outputs, temperature), self.val_labels),
             "validation_accuracy": float((outputs.argmax(1) == self.val_labels).mean()),
@@ -445,6 +451,7 @@ def training_command(
         ("validation accuracy, %", f"{100 * meta['validation_accuracy']:.1f}"),
         ("label_conditioned_composite, %", f"{100 * meta['label_conditioned_composite']:.1f}"),
         ("temperature", f"{meta['temperature']:.2f}"),
+        ("released epoch", meta["released_epoch"]),
         ("windows trained on", trainer.state.windows),
         ("seconds", f"{trainer.state.seconds:.0f}"),
     ]

@@ -58,7 +58,7 @@ def round_catalogue(
     return dataclasses.replace(catalogue, songs=songs, splits=splits, split=split)
 
 
-def prepare_round(folder: Path, catalogue: Catalogue) -> None:
+def prepare_round(folder: Path, catalogue: Catalogue, repeats: Sequence[Any]) -> None:
     """Write the lists of a round into ``folder``/data and lend it the features that are already there."""
     data = folder / "data"
     if (data / "metadata.json").exists():
@@ -69,8 +69,16 @@ def prepare_round(folder: Path, catalogue: Catalogue) -> None:
     (data / "processed").mkdir(parents=True)
     for features in (catalogue.data / "processed").resolve().iterdir():
         if features.suffix != ".txt":
-            (data / "processed" / features.name).symlink_to(features)
-    write_catalogue(dataclasses.replace(catalogue, data=data), {})
+            lend(features, data / "processed" / features.name)
+    write_catalogue(dataclasses.replace(catalogue, data=data), {"repeats": [{"tracks": pair} for pair in repeats]})
+
+
+def lend(source: Path, target: Path) -> None:
+    """A link to a file or folder, or a copy where the system allows no links."""
+    try:
+        target.symlink_to(source)
+    except OSError:
+        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
 
 
 def run_script(script: str, folder: Path, *options: str) -> None:
@@ -83,15 +91,13 @@ def run_script(script: str, folder: Path, *options: str) -> None:
             raise UserError(f"{script}.py failed on {folder} ({lines[-1]}): see {log}, then repeat this command")
 
 
-def train(script: str, name: str, folder: Path, seed: int, options: str) -> None:
+def train(script: str, name: str, folder: Path, seed: int, options: Sequence[str]) -> None:
     """Train one network of a round, or go on with it, unless that is done."""
     models = folder / "models"
     if (models / name / "model.safetensors").exists():
         return
     resume = ["--resume"] if (models / name / "latest.safetensors").exists() else []
-    run_script(
-        script, folder, "--models", str(models), "--seed", str(seed), "--threads", "1", *resume, *shlex.split(options)
-    )
+    run_script(script, folder, "--models", str(models), "--seed", str(seed), "--threads", "1", *resume, *options)
 
 
 def finish(folder: Path, seed: int) -> None:
@@ -104,7 +110,14 @@ def finish(folder: Path, seed: int) -> None:
 
 
 def run_rounds(
-    catalogue: Catalogue, protocol: str, rounds: int, runs: Path, lists: Path | None, jobs: int, options: str = ""
+    catalogue: Catalogue,
+    protocol: str,
+    rounds: int,
+    runs: Path,
+    lists: Path | None,
+    jobs: int,
+    device: str,
+    options: str,
 ) -> list[Path]:
     """Every round of a protocol; what is done already is kept. Returns their folders.
 
@@ -117,7 +130,7 @@ def run_rounds(
     ]
     folders = [runs / f"{protocol}_{number}" for number in range(rounds)]
     for number, folder in enumerate(folders):
-        prepare_round(folder, round_catalogue(catalogue, repeats, protocol, number, lists))
+        prepare_round(folder, round_catalogue(catalogue, repeats, protocol, number, lists), repeats)
     with ThreadPoolExecutor(jobs) as pool:
         trained: list[list[Future[None]]] = []
         ends: list[Future[None]] = []
@@ -130,7 +143,10 @@ def run_rounds(
                 complain(f"{folders[number].name} is done")
 
         for number, folder in enumerate(folders):
-            jobs_here = [(script, name, folder, number, options) for name, script in MEMBERS.items()]
+            jobs_here = [
+                (script, name, folder, number, ["--device", device, *shlex.split(options)])
+                for name, script in MEMBERS.items()
+            ]
             trained.append([pool.submit(train, *job) for job in jobs_here])
             if number:  # one round behind, so that no worker waits for a training
                 ends.append(pool.submit(end, number - 1))
@@ -154,26 +170,32 @@ class Pool:
     genres: list[str]
     rare: list[str]  # genres with few songs in the data set
     tracks: np.ndarray  # names (songs,)
+    artists: np.ndarray  # names (songs,); of a song by an unknown artist, its own
     rounds: np.ndarray  # int (songs,)
     labels: np.ndarray  # int (songs,)
     outputs: dict[str, np.ndarray]  # model -> probabilities (songs, classes)
     validation: dict[str, list[float]]  # model -> accuracy a round
     windows: dict[str, list[int]]  # model -> windows trained on a round
+    epochs: list[int]  # lengths of schedule that occur
 
 
 def read_rounds(folders: Sequence[Path]) -> Pool:
     """What ``evaluate.py`` wrote in each round's folder."""
-    tracks, rounds, labels = [], [], []
+    tracks, artists, rounds, labels = [], [], [], []
     outputs: dict[str, list[list[float]]] = {}
     validation: dict[str, list[float]] = {}
     windows: dict[str, list[int]] = {}
+    settings: dict[str, dict[str, Any]] = {}
     genres: list[str] = []
     rare: list[str] = []
     for number, folder in enumerate(folders):
         result = read_json(folder / "results" / "evaluation.json", "evaluate.py")
         genres, rare = result["genres"], result["rare_genres"]
+        songs = read_catalogue(folder / "data").songs
         for model, checkpoint in result["checkpoints"].items():
             windows.setdefault(model, []).append(checkpoint["windows"])
+            if settings.setdefault(model, checkpoint["settings"]) != checkpoint["settings"]:
+                raise UserError(f"{folder} was trained with other settings than {folders[0]}: move one of them away")
         for model, scores in result["models"].items():
             validation.setdefault(model, []).append(scores["val"]["song_accuracy"])
         with (folder / "results" / "predictions.csv").open(encoding="utf-8", newline="") as stream:
@@ -183,11 +205,14 @@ def read_rounds(folders: Sequence[Path]) -> Pool:
             outputs.setdefault(row["model"], []).append([float(row[genre]) for genre in genres])
             if row["model"] == first:
                 tracks.append(row["track"])
+                artists.append(songs[row["track"]].artist or row["track"])
                 rounds.append(number)
                 labels.append(genres.index(row["genre"]))
     arrays = {model: np.array(values) for model, values in outputs.items()}
-    order = (np.array(tracks), np.array(rounds), np.array(labels))
-    return Pool(genres, rare, *order, arrays, validation, windows)
+    order = (np.array(tracks), np.array(artists), np.array(rounds), np.array(labels))
+    return Pool(
+        genres, rare, *order, arrays, validation, windows, sorted({values["epochs"] for values in settings.values()})
+    )
 
 
 def pooled(pool: Pool, fusion: str) -> dict[str, Any]:
@@ -219,13 +244,14 @@ def pooled(pool: Pool, fusion: str) -> dict[str, Any]:
         "genres": pool.genres,
         "rare_genres": pool.rare,
         "windows_trained": pool.windows,
+        "epochs": pool.epochs,
         "songs": len(pool.labels),
         "different_songs": len(np.unique(pool.tracks)),
         "models": models,
         "best_member": best,
         "fusion_against_best": {
             "difference": float(right[fusion].mean() - right[best].mean()),
-            "bootstrap_95": bootstrap_difference(right[fusion], right[best], pool.tracks),
+            "bootstrap_95": bootstrap_difference(right[fusion], right[best], pool.artists),
             "mcnemar_p": mcnemar(right[fusion], right[best]),
         },
     }

@@ -28,16 +28,20 @@ class Settings:
 
     name: str  # of the folder below models/
     features: str  # "melspectrogram" or "mfcc"
-    epochs: int = setting(24, "length of the schedule; it has no early stopping", low=1)
+    epochs: int = setting(90, "length of the schedule; it has no early stopping", low=1)
     batch_size: int = setting(16, "windows a step", low=2)
     learning_rate: float = setting(2e-3, "peak of the one-cycle schedule")
     weight_decay: float = setting(0.02, "of AdamW, on weight matrices only")
     window: int = setting(260, "frames a window, 43 a second; the published method has 130", low=1)
-    short_windows: float = setting(0.5, "first part of the schedule, trained on windows of half that length", high=1)
+    short_windows: float = setting(0.0, "first part of the schedule, trained on windows of half that length", high=1)
     overlap: float = setting(0.5, "of neighbouring windows", high=0.95)
     share: float = setting(0.12, "part of all windows an epoch draws; the published method has 1", low=0.001, high=1)
     label_smoothing: float = setting(0.1, "part of each target spread over all classes", high=1)
     mixup: float = setting(0.3, "alpha of mixup; 0 switches it off")
+    last: int = setting(0, "1: release the weights of the schedule's end, not of the check with the least loss", high=1)
+    coarse: int = setting(
+        0, "1: strides that shrink frequency and time earlier, for about two thirds of the work", high=1
+    )
     width: float = setting(1.0, "factor on the channels of the network", low=0.01)
     graduate_at: float = setting(0.85, "smoothed validation accuracy at which a class graduates")
     demote_margin: float = setting(0.10, "a graduate this far below graduate-at goes back to full training", high=1)

@@ -4,7 +4,8 @@ Its feature is the attention-weighted mean of the GRU's 128 outputs; the attenti
 goes with it into the fusion, so that the 256 places there hold two things and not one thing twice.
 
 Reads   data/metadata.json, data/processed/*_files.txt, data/processed/melspectrogram_normalized/
-Writes  models/cnn_bigru/model.safetensors   the frozen network: averaged weights in half precision, calibrated
+Writes  models/cnn_bigru/model.safetensors   the frozen network: the best weights in half precision, calibrated
+        models/cnn_bigru/best.safetensors    averaged weights at the check with the least validation loss
         models/cnn_bigru/latest.safetensors  everything that --resume needs
         models/cnn_bigru/log.jsonl           a line an epoch
 Next    extract_model_features.py
@@ -23,7 +24,7 @@ from extract_features import N_MELS
 from hyper_dynamic import training_command
 from rules import Settings
 
-SETTINGS = Settings(name="cnn_bigru", features="melspectrogram")
+SETTINGS = Settings(name="cnn_bigru", features="melspectrogram", epochs=50)
 
 
 @command
@@ -65,7 +66,7 @@ class CNNBiGRU(nn.Module):
 
     feature_size = FEATURE_SIZE
 
-    def __init__(self, classes: int, width: float = 1.0):
+    def __init__(self, classes: int, width: float = 1.0, coarse: int = 0):  # one set of strides
         super().__init__()
         channels = [max(8, round(width * number)) for number in CHANNELS]
         blocks: list[nn.Module] = []

@@ -1,7 +1,8 @@
 """Train the DPA-CNN: log-mel input, five convolutional blocks, dual parallel attention, a 512-d feature.
 
 Reads   data/metadata.json, data/processed/*_files.txt, data/processed/melspectrogram_normalized/
-Writes  models/dpa_cnn/model.safetensors   the frozen network: averaged weights in half precision, calibrated
+Writes  models/dpa_cnn/model.safetensors   the frozen network: the best weights in half precision, calibrated
+        models/dpa_cnn/best.safetensors    averaged weights at the check with the least validation loss
         models/dpa_cnn/latest.safetensors  everything that --resume needs
         models/dpa_cnn/log.jsonl           a line an epoch
 Next    train_ecas_cnn.py, train_bigru_cnn.py, then extract_model_features.py
@@ -35,7 +36,8 @@ from torch import nn  # noqa: E402
 
 FEATURE_SIZE = 512
 CHANNELS = (96, 192, 256, 384, 512)
-STRIDES = (4, 2, 2, 1, 2)  # the first block shrinks most: multiplications are what a CPU counts
+# The first block shrinks most: multiplications are what a CPU counts. Fine, coarse.
+STRIDES = ((4, 2, 2, 1, 2), (4, 2, 2, 2, 1))
 
 
 class DualParallelAttention(nn.Module):
@@ -63,14 +65,14 @@ class DPACNN(nn.Module):
 
     feature_size = FEATURE_SIZE
 
-    def __init__(self, classes: int, width: float = 1.0):
+    def __init__(self, classes: int, width: float = 1.0, coarse: int = 0):
         super().__init__()
         channels = [max(8, round(width * number)) for number in CHANNELS]
         blocks: list[nn.Module] = []
         for index, (inputs, outputs) in enumerate(zip([1, *channels], channels, strict=False)):
             kernel = 7 if index == 0 else 3
             blocks += [
-                nn.Conv2d(inputs, outputs, kernel, STRIDES[index], kernel // 2, bias=False),
+                nn.Conv2d(inputs, outputs, kernel, STRIDES[coarse][index], kernel // 2, bias=False),
                 nn.BatchNorm2d(outputs),
                 nn.SiLU(inplace=True),
             ]

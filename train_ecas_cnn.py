@@ -1,7 +1,8 @@
 """Train the ECAS-CNN: MFCC input, four blocks with efficient channel and spatial attention, a 128-d feature.
 
 Reads   data/metadata.json, data/processed/*_files.txt, data/processed/mfcc/
-Writes  models/ecas_cnn/model.safetensors   the frozen network: averaged weights in half precision, calibrated
+Writes  models/ecas_cnn/model.safetensors   the frozen network: the best weights in half precision, calibrated
+        models/ecas_cnn/best.safetensors    averaged weights at the check with the least validation loss
         models/ecas_cnn/latest.safetensors  everything that --resume needs
         models/ecas_cnn/log.jsonl           a line an epoch
 Next    train_bigru_cnn.py, then extract_model_features.py
@@ -21,7 +22,7 @@ from extract_features import N_MFCC
 from hyper_dynamic import training_command
 from rules import Settings
 
-SETTINGS = Settings(name="ecas_cnn", features="mfcc")
+SETTINGS = Settings(name="ecas_cnn", features="mfcc", epochs=60)
 
 
 @command
@@ -37,7 +38,10 @@ from torch import nn  # noqa: E402
 
 FEATURE_SIZE = 128
 CHANNELS = (192, 256, 384, 512)
-STRIDES = ((1, 4), (2, 2), (2, 1), (1, 2))  # coefficients, time
+STRIDES = (  # coefficients, time: fine, coarse
+    ((1, 4), (2, 2), (2, 1), (1, 2)),
+    ((2, 4), (2, 2), (1, 2), (1, 2)),
+)
 
 
 class ECA(nn.Module):
@@ -87,7 +91,7 @@ class ECASCNN(nn.Module):
 
     feature_size = FEATURE_SIZE
 
-    def __init__(self, classes: int, width: float = 1.0):
+    def __init__(self, classes: int, width: float = 1.0, coarse: int = 0):
         super().__init__()
         channels = [max(8, round(width * number)) for number in CHANNELS]
         self.deltas = Deltas()
@@ -96,7 +100,9 @@ class ECASCNN(nn.Module):
         for index, (inputs, outputs) in enumerate(zip([3, *channels], channels, strict=False)):
             kernel = (5, 7) if index == 0 else (3, 3)
             blocks += [
-                nn.Conv2d(inputs, outputs, kernel, STRIDES[index], (kernel[0] // 2, kernel[1] // 2), bias=False),
+                nn.Conv2d(
+                    inputs, outputs, kernel, STRIDES[coarse][index], (kernel[0] // 2, kernel[1] // 2), bias=False
+                ),
                 nn.BatchNorm2d(outputs),
                 nn.SiLU(inplace=True),
                 ECA(outputs),

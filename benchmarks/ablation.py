@@ -32,8 +32,9 @@ from common import Catalogue, argument_parser, command, format_table, read_catal
 # Fields of Settings or Augmentation that differ from the recipe; "none" is the recipe itself.
 CHANGES: dict[str, dict[str, Any]] = {
     "none": {},
-    "no_short_windows": {"short_windows": 0.0},
-    "longer_short_windows": {"short_windows": 0.75},
+    "short_windows": {"short_windows": 0.5},
+    "coarse": {"coarse": 1},
+    "last": {"last": 1},
     "lr_1e-3": {"learning_rate": 1e-3},
     "lr_4e-3": {"learning_rate": 4e-3},
     "no_mixup": {"mixup": 0.0},

@@ -294,3 +294,12 @@ def test_each_absent_checkpoint_is_named_with_its_script(pipeline, tmp_path):
         (models / folder / "model.safetensors").unlink()
         with pytest.raises(UserError, match=f"{folder}.*run {script} first"):
             load_from(models)
+
+
+def test_a_network_of_other_strides_is_refused(pipeline, tmp_path):
+    models = shutil.copytree(pipeline.models, tmp_path / "models")
+    path = models / "dpa_cnn" / "model.safetensors"
+    tensors, meta = load_checkpoint(path, MAKER)
+    save_checkpoint(path, tensors, meta | {"strides": meta["strides"] | {"blocks.0": [2, 2]}})
+    with pytest.raises(UserError, match=r"dpa_cnn.*strides.*train_dpa_cnn\.py"):
+        load_from(models)

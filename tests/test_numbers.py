@@ -148,8 +148,8 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_epoch(tmp_path, monkeypat
     data, models = write_tiny_data(tmp_path / "data", EVEN), tmp_path / "models"
     honest = hyper_dynamic.Trainer._loss
 
-    def poisoned(self, song, start):
-        return honest(self, song, start) * (float("nan") if self.state.epoch == 2 else 1)
+    def poisoned(self, song, start, window):
+        return honest(self, song, start, window) * (float("nan") if self.state.epoch == 2 else 1)
 
     monkeypatch.setattr(hyper_dynamic.Trainer, "_loss", poisoned)
     command = ["--data", str(data), "--models", str(models), *QUICK]

@@ -95,9 +95,9 @@ def test_every_song_has_its_features(pipeline, catalogue):
 
 
 @pytest.mark.parametrize("name", MEMBERS)
-def test_a_training_writes_its_three_files(pipeline, catalogue, name):
+def test_a_training_writes_its_four_files(pipeline, catalogue, name):
     folder = pipeline.models / name
-    files = ["latest.safetensors", "log.jsonl", "model.safetensors"]
+    files = ["best.safetensors", "latest.safetensors", "log.jsonl", "model.safetensors"]
     assert sorted(path.name for path in folder.iterdir()) == files
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in records] == list(range(6))

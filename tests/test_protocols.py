@@ -45,9 +45,9 @@ def test_random_rounds_differ(catalogue):
 def test_a_protocol_without_what_it_needs_is_refused(catalogue, tmp_path):
     with pytest.raises(UserError, match="--split-lists"):
         round_catalogue(catalogue, [], "fault_filtered", 0, None)
-    prepare_round(tmp_path / "round", round_catalogue(catalogue, [], "random", 0, None))
+    prepare_round(tmp_path / "round", round_catalogue(catalogue, [], "random", 0, None), [])
     with pytest.raises(UserError, match="another split"):
-        prepare_round(tmp_path / "round", round_catalogue(catalogue, [], "random", 1, None))
+        prepare_round(tmp_path / "round", round_catalogue(catalogue, [], "random", 1, None), [])
 
 
 def test_a_protocol_runs_through_the_scripts_and_goes_on(mini_features, run_script, tmp_path):
@@ -93,7 +93,18 @@ def test_pooled_figures():
         "fusion": sure[[0, 1, 2, 0, 1, 0]],  # 5 right
     }
     names = np.array(["x", "y", "z", "x", "y", "z"])
-    pool = Pool(["p", "q", "r"], ["r"], names, np.repeat([0, 1], 3), labels, outputs, {"a": [0.5, 0.7]}, {"a": [9, 9]})
+    pool = Pool(
+        ["p", "q", "r"],
+        ["r"],
+        names,
+        names,
+        np.repeat([0, 1], 3),
+        labels,
+        outputs,
+        {"a": [0.5, 0.7]},
+        {"a": [9, 9]},
+        [4],
+    )
     result = pooled(pool, "fusion")
     models = result["models"]
     assert models["a"]["by_round"] == pytest.approx([1, 1 / 3])

@@ -105,7 +105,7 @@ def test_killed_and_resumed_equals_uninterrupted(repo, data, whole, tmp_path):
     assert equal(tmp_path, whole)
     assert log(tmp_path) == log(whole)
     assert progress(tmp_path) == progress(whole)
-    files = ["latest.safetensors", "log.jsonl", "model.safetensors"]
+    files = ["best.safetensors", "latest.safetensors", "log.jsonl", "model.safetensors"]
     assert sorted(file.name for file in (tmp_path / NAME).iterdir()) == files
 
 
@@ -197,3 +197,16 @@ def test_options_out_of_range_are_bad_usage(capsys, option):
         train_ecas_cnn.main(option.split())
     assert caught.value.code == 2
     assert option.split()[0] in capsys.readouterr().err
+
+
+def test_the_end_of_the_schedule_is_released_where_that_is_asked_for(data, tmp_path):
+    assert train_ecas_cnn.main(arguments(data, tmp_path, "--last", 1, "--coarse", 1)) == 0
+    meta = load_checkpoint(tmp_path / NAME / "model.safetensors", "")[1]
+    assert meta["released_epoch"] == 5
+    assert meta["strides"]["blocks.0"] == [2, 4]
+    last, _ = load_checkpoint(tmp_path / NAME / "latest.safetensors", "")
+    assert all(
+        torch.equal(last[f"average.{name}"].half(), value)
+        for name, value in weights(tmp_path).items()
+        if value.is_floating_point()
+    )
