@@ -14,6 +14,7 @@ import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from lzma import LZMAError
 from pathlib import Path, PureWindowsPath
@@ -76,14 +77,23 @@ def extract_songs(archive: Path, target: Path, limits: Limits | None) -> None:
         return
     partial = target.with_name(f".{target.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
+    made = not partial.parent.exists()
     try:
         count = _extract(archive, partial, limits)
         write_json(partial / MARKER, {"archive": archive.name, "sha256": digest, "songs": count})
         partial.rename(target)
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, LZMAError, EOFError, NotImplementedError) as error:
         raise UserError(f"{archive} is damaged ({error}): download it again") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"{archive} can't be extracted to {target} ({reason}): mend that, then run this again"
+        ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        if made:
+            with suppress(OSError):  # unless the songs are there
+                partial.parent.rmdir()
 
 
 def _extract(archive: Path, target: Path, limits: Limits | None) -> int:

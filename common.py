@@ -30,6 +30,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 SPLITS = ("train", "val", "test")
 CATALOGUE_FORMAT = 1
+IDLE_SECONDS = 10  # after which worker processes end: nobody else ends those of a killed run
 
 
 # ---------------------------------------------------------------- command line
@@ -37,6 +38,10 @@ CATALOGUE_FORMAT = 1
 
 class UserError(Exception):
     """A mistake that one line can explain; the line ends with what to do next."""
+
+
+class WriteError(UserError):
+    """A file can't be written; the line ends with "run this again"."""
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -96,8 +101,10 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except OSError as error:
-            place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-            complain(f"{place}{error.strerror or error}; put that right, then run the same command again")
+            place = (
+                os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "a file can't be written"
+            )
+            complain(f"{place}: {error.strerror or error}; put that right, then run the same command again")
             return 1
         except KeyboardInterrupt:
             complain("interrupted; run the same command again to go on")
@@ -171,7 +178,7 @@ def library_versions() -> dict[str, str]:
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; rename it to ``path`` on success, remove it on any error.
 
-    Raises UserError where the disk is full or the folder can't be written to; ``path`` is then as it was.
+    Raises WriteError where the disk is full or the folder can't be written to; ``path`` is then as it was.
     """
     temporary = None
     try:
@@ -187,7 +194,7 @@ def whole_file(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             reason = error.strerror or error
-            raise UserError(
+            raise WriteError(
                 f"{path} can't be written ({reason}): make room or mend that, then run this again"
             ) from None
         raise

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from common import (
+    IDLE_SECONDS,
     Catalogue,
     UserError,
     argument_parser,
@@ -447,7 +448,7 @@ def _extract_all(catalogue: Catalogue, tracks: list[str], workers: int) -> Itera
         return {kind: feature_path(catalogue.data, kind, track) for kind in FOLDERS}
 
     jobs = (delayed(_extract)(track, catalogue.audio_path(track), targets(track)) for track in tracks)
-    return Parallel(n_jobs=workers, return_as="generator_unordered")(jobs)
+    return Parallel(n_jobs=workers, return_as="generator_unordered", idle_worker_timeout=IDLE_SECONDS)(jobs)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -180,10 +180,11 @@ def _run(args: argparse.Namespace) -> int:
             )
     folder = args.data / "fusion_features"
     rows = []
-    for old in folder.glob("*.npy"):
-        old.unlink()  # rows of other networks must not be mixed with these
-    for split in args.splits:
-        arrays = _split_rows(catalogue, members, split)
+    made = {split: _split_rows(catalogue, members, split) for split in args.splits}
+    # Rows of other networks must not be mixed with these; without provenance.json nothing uses what a stop leaves
+    for old in [folder / "provenance.json", *folder.glob("*.npy")]:
+        old.unlink(missing_ok=True)
+    for split, arrays in made.items():
         for name, array in arrays.items():
             write_array(folder / f"{split}_{name}.npy", array)
         right = arrays["log_probabilities"].argmax(2) == arrays["labels"][:, None]

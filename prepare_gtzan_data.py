@@ -33,6 +33,7 @@ import numpy as np
 
 from archives import ARCHIVE_SUFFIXES, AUDIO_SUFFIXES, Limits, extract_songs, is_archive, is_audio_name
 from common import (
+    IDLE_SECONDS,
     SPLITS,
     Catalogue,
     Song,
@@ -189,7 +190,7 @@ def check_songs(songs: Sequence[Song], data: Path, min_seconds: float, workers: 
     from joblib import Parallel, delayed
 
     jobs = (delayed(check_song)(data / song.path, song.file, min_seconds) for song in songs)
-    results = Parallel(n_jobs=workers, return_as="generator")(jobs)
+    results = Parallel(n_jobs=workers, return_as="generator", idle_worker_timeout=IDLE_SECONDS)(jobs)
     return list(progress(results, "checking songs", len(songs)))
 
 

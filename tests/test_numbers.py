@@ -20,7 +20,8 @@ from common import UserError, read_catalogue
 from extract_model_features import load_members
 from train_fusion import CANDIDATES, Rows
 
-OPTIONS = {"epochs": 4, "check-every": 1, "width": 0.05, "window": 32, "share": 1, "batch-size": 4, "struggle-after": 1}
+OPTIONS = {"epochs": 4, "check-every": 1, "width": 0.05, "window": 32, "share": 1, "batch-size": 4}
+OPTIONS |= {"struggle-after": 1, "short-windows": 0}  # an epoch has the same windows as the others but for graduation
 QUICK = [f"--{name}={value}" for name, value in OPTIONS.items()] + ["--threads=1", "--device=cpu"]
 EVEN = {"a": (3, 2, 1), "b": (3, 2, 1), "c": (3, 2, 1)}
 
