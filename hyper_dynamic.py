@@ -24,6 +24,7 @@ from checkpoints import fill_network, load_checkpoint, save_checkpoint, strides
 from common import (
     Catalogue,
     UserError,
+    WriteError,
     argument_parser,
     complain,
     format_table,
@@ -426,7 +427,6 @@ def training_command(
     settings = dataclasses.replace(settings, **{name: getattr(args, name) for name in options})
 
     import torch
-    from safetensors import SafetensorError
 
     torch.set_num_threads(max(1, args.threads // local_size()))
     catalogue = read_catalogue(args.data)
@@ -443,7 +443,9 @@ def training_command(
             if team.rank == 0:
                 complain(f"stopped by {stop}, all is saved; go on with: {resume_command(team.launcher(), argv)}")
             return 128 + stop.number
-        except (OSError, SafetensorError) as error:
+        except WriteError as error:
+            raise UserError(f"{error} with --resume") from None
+        except OSError as error:
             raise UserError(f"{folder} can't be written to ({error}): make room, go on with --resume") from None
     if team.rank:
         return 0
