@@ -383,7 +383,8 @@ def split_songs(
     group_of = {song.track: int(group) for song, group in zip(usable, repeat_groups, strict=True)}
     dropped: list[str] = []
     if method == "fault_filtered":
-        assert lists is not None
+        if lists is None:
+            raise UserError("fault_filtered needs the published lists: give their folder with --split-lists")
         splits = read_split_lists(lists, songs)
         dropped = drop_crossing_repeats(splits, group_of)
     else:

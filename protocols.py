@@ -41,15 +41,13 @@ def round_catalogue(
 ) -> Catalogue:
     """The songs of a catalogue in the split of one round, 0 on.
 
-    Raises UserError if the catalogue knows no artists or the published lists are not given.
+    Raises UserError if the catalogue knows no artists, or as ``split_songs``.
     """
     from prepare_gtzan_data import split_songs
 
     songs = {t: dataclasses.replace(s, path=str(catalogue.audio_path(t).resolve())) for t, s in catalogue.songs.items()}
     if protocol == "artist" and not any(song.artist for song in songs.values()):
         raise UserError("no song has an artist: run prepare_gtzan_data.py with --artist-index")
-    if protocol == "fault_filtered" and lists is None:
-        raise UserError("fault_filtered needs the published lists: give their folder with --split-lists")
     rounds = ROUNDS[protocol]
     fold = (number + 1, rounds) if protocol == "artist" else None
     seed = number if protocol == "random" else 0
