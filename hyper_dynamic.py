@@ -37,17 +37,7 @@ from common import (
 from distributed import Team, local_size, team_on
 from extract_features import N_MELS, N_MFCC, load_features
 from predict import calibrated, class_accuracies, confidence_threshold, fit_temperature, network_outputs
-from rules import (
-    ClassState,
-    Settings,
-    class_weights,
-    draw_windows,
-    learning_rate,
-    training_overlap,
-    training_rate,
-    training_window,
-    update_classes,
-)
+from rules import ClassState, Schedule, Settings, class_weights, learning_rate, training_window, update_classes
 from stopping import Stopped, random_state, resume_command, set_random_state, signals_to
 
 if TYPE_CHECKING:
@@ -97,6 +87,7 @@ class Progress:
     epoch: int = 0  # the next one
     steps: int = 0
     windows: int = 0  # trained on so far
+    frames: int = 0  # in them
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)  # of the steps of this epoch that are done
 
@@ -114,6 +105,7 @@ class Trainer:
         device: str,
         augmentation: Augmentation | None = None,
         team: Team | None = None,
+        schedule: Schedule | None = None,
     ):
         import torch
 
@@ -147,6 +139,7 @@ class Trainer:
             fused=True,
         )
         self.augmentation = augmentation or Augmentation()
+        self.schedule = schedule or Schedule(settings)
         self.basis = dct_basis(N_MFCC, N_MELS).to(self.device) if settings.features == "mfcc" else None
 
         tracks = catalogue.splits["train"]
@@ -210,14 +203,9 @@ class Trainer:
     def _train_epoch(self, epoch: int) -> dict[str, Any]:
         import torch
 
-        rules, classes = self.settings, self.state.classes
-        song, start = draw_windows(
-            self.lengths,
-            [training_overlap(classes[label], rules) for label in self.labels],
-            [training_rate(classes[label], epoch, rules) for label in self.labels],
-            training_window(epoch, rules),
-            set_seed(self.seed, 1, epoch),
-        )
+        rules, window = self.settings, training_window(epoch, self.settings)
+        rng = set_seed(self.seed, 1, epoch)
+        song, start, factor = self.schedule.draw(self.lengths, self.labels, self.state.classes, epoch, rng)
         batches = [
             batch
             for batch in np.array_split(np.arange(len(song)), max(1, round(len(song) / rules.batch_size)))
@@ -235,7 +223,8 @@ class Trainer:
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
             part = self.team.share(batch)
-            loss = self.team.weigh(self._loss(song[part], start[part], training_window(epoch, rules)), part, batch)
+            loss, each = self._loss(song[part], start[part], None if factor is None else factor[part], window)
+            loss = self.team.weigh(loss, part, batch)
             self.optimiser.zero_grad()
             loss.backward()
             mean, stop = self.team.agree(loss.item(), self._signal > 0, self._statistics)
@@ -247,17 +236,21 @@ class Trainer:
             self.optimiser.step()
             self.state.steps += 1
             self._follow()
+            self.schedule.learn(song[part], start[part], each)
             losses.append(mean)
             if stop:
                 self._count_seconds()
                 self.team.tell(self._save_latest)
                 raise Stopped(self._signal or signal.SIGTERM)  # which another rank may have heard
         self.state.windows += len(song)
+        self.state.frames += len(song) * window
         self.state.losses = []
         return {"epoch": epoch, "loss": float(np.mean(losses)) if losses else None, "windows": self.state.windows}
 
-    def _loss(self, song: np.ndarray, start: np.ndarray, window: int) -> torch.Tensor:
-        """Class-weighted cross-entropy of augmented, mixed windows."""
+    def _loss(
+        self, song: np.ndarray, start: np.ndarray, factor: np.ndarray | None, window: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weighted mean cross-entropy of augmented, mixed windows, and that of each window without weights."""
         import torch
         from torch.nn.functional import cross_entropy
 
@@ -270,12 +263,13 @@ class Trainer:
         logits, _ = self._parallel(windows.transpose(1, 2))
         targets = torch.from_numpy(self.labels[song]).to(self.device)
         weights = torch.tensor([state.weight for state in self.state.classes], device=self.device)
-
-        def loss(targets: torch.Tensor) -> torch.Tensor:
-            each = cross_entropy(logits, targets, reduction="none", label_smoothing=rules.label_smoothing)
-            return (each * weights[targets]).mean()
-
-        return part * loss(targets) + (1 - part) * loss(targets[partner])
+        factors = 1 if factor is None else torch.from_numpy(factor).float().to(self.device)
+        each, means = [], []
+        for classes in (targets, targets[partner]):
+            each.append(cross_entropy(logits, classes, reduction="none", label_smoothing=rules.label_smoothing))
+            means.append((each[-1] * weights[classes] * factors).mean())
+        loss = part * means[0] + (1 - part) * means[1]
+        return loss, (part * each[0] + (1 - part) * each[1]).detach()
 
     def _follow(self) -> None:
         """Move the averaged weights towards the trained ones; faster at first."""

@@ -8,11 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from predict import window_hop, window_starts
+
+if TYPE_CHECKING:
+    import torch
 
 # ---------------------------------------------------------------- settings
 
@@ -170,3 +173,36 @@ def training_overlap(state: ClassState, rules: Settings) -> float:
 def learning_rate(done: float, peak: float) -> float:
     """One cycle over the schedule: up linearly for 15 % of it, down to 0 on a half cosine (``done`` from 0 to 1)."""
     return peak * (done / 0.15 if done < 0.15 else (1 + math.cos(math.pi * (done - 0.15) / 0.85)) / 2)
+
+
+# ---------------------------------------------------------------- what an epoch trains on
+
+
+class Schedule:
+    """Which windows an epoch trains on: here as the rules say; a rival in a benchmark overrides what differs.
+
+    A run that was stopped goes on as it would have if ``draw`` follows from its arguments alone.
+    """
+
+    def __init__(self, rules: Settings):
+        self.rules = rules
+
+    def draw(
+        self,
+        lengths: Sequence[int],
+        labels: np.ndarray,
+        classes: Sequence[ClassState],
+        epoch: int,
+        rng: np.random.Generator,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Song and first frame of each window, int64 (windows,), and the factor on its loss, float (windows,) or None.
+
+        ``lengths`` are the frames of the training songs, ``labels`` their classes, int64 (songs,).
+        """
+        states = [classes[label] for label in labels]
+        overlaps = [training_overlap(state, self.rules) for state in states]
+        rates = [training_rate(state, epoch, self.rules) for state in states]
+        return *draw_windows(lengths, overlaps, rates, training_window(epoch, self.rules), rng), None
+
+    def learn(self, song: np.ndarray, start: np.ndarray, losses: torch.Tensor) -> None:
+        """Hear of the windows of a step and their losses, float32 (windows,), without any factor."""

@@ -10,6 +10,7 @@ Writes  benchmarks/results/ablation.csv    a line a run; what is there already i
 Examples
     python benchmarks/ablation.py --network train_bigru_cnn --seeds 3 --epochs 20
     python benchmarks/ablation.py --network train_dpa_cnn --changes none no_mixup
+    python benchmarks/ablation.py --changes none no_graduation no_demotion no_adaptive_overlap no_dynamic_weights
 """
 
 from __future__ import annotations
@@ -29,10 +30,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import Catalogue, argument_parser, command, format_table, read_catalogue, write_text
 
-# Fields of Settings or Augmentation that differ from the recipe; "none" is the recipe itself.
+# Fields of Settings or Augmentation, or constants of hyper_dynamic, that differ from the recipe; "none" is the recipe.
 CHANGES: dict[str, dict[str, Any]] = {
     "none": {},
+    # the rules, each off in turn, and the one that the recipe has off
+    "no_graduation": {"graduate_at": 1.01},
+    "no_demotion": {"demote_margin": 1.0},
+    "no_adaptive_overlap": {"struggle_below": 0.0},
+    "no_dynamic_weights": {"weight_strength": 0.0},
+    "no_consolidation": {"consolidation": 0.0},
+    "no_averaging": {"EMA_DECAY": 0.0},
     "short_windows": {"short_windows": 0.5},
+    # other settings
     "coarse": {"coarse": 1},
     "last": {"last": 1},
     "lr_1e-3": {"learning_rate": 1e-3},
@@ -40,7 +49,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "no_mixup": {"mixup": 0.0},
     "no_label_smoothing": {"label_smoothing": 0.0},
     "window_130": {"window": 130},
-    "no_graduation": {"graduate_at": 1.01},
     "no_tempo": {"tempo": 0.0},
     "no_pitch": {"pitch_bands": 0.0},
     "equaliser_x2": {"equaliser": 0.3},
@@ -69,18 +77,21 @@ def run(network: str, change: str, epochs: int, seed: int, catalogue: Catalogue,
     """One training; its figures by FIELDS."""
     import torch
 
+    import hyper_dynamic
     from augment import Augmentation
-    from hyper_dynamic import Trainer
 
     torch.set_num_threads(threads)
     script = importlib.import_module(network)
-    values = CHANGES[change]
+    values = dict(CHANGES[change])
+    for name in [name for name in values if name.isupper()]:
+        setattr(hyper_dynamic, name, values.pop(name))  # in this process, which ends with this run
     names = {field.name for field in dataclasses.fields(Augmentation)}
     augmentation = Augmentation(**{name: value for name, value in values.items() if name in names})
     settings = {name: value for name, value in values.items() if name not in names}
     settings = dataclasses.replace(script.SETTINGS, **{"epochs": epochs, **settings})
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(settings, script.NETWORK, new_split(catalogue, seed), Path(folder), seed, "cpu", augmentation)
+        split = new_split(catalogue, seed)
+        trainer = hyper_dynamic.Trainer(settings, script.NETWORK, split, Path(folder), seed, "cpu", augmentation)
         trainer.run(resume=False)
     outputs = trainer.validate()
     labels = trainer.val_labels

@@ -25,14 +25,14 @@ from extract_features import N_MFCC
 from hyper_dynamic import Trainer
 from rules import Settings
 
-SMALL = {"epochs": 3, "check_every": 1, "window": 48, "share": 0.2, "graduate_at": 0.1, "batch_size": 9}
+SMALL = {"epochs": 3, "check_every": 1, "window": 48, "share": 0.2, "graduate_at": 0.1, "batch_size": 9, "last": 1}
 UNCHANGED = Augmentation(**{field.name: 0.0 for field in dataclasses.fields(Augmentation)})
 
 
 class Linear(nn.Module):
     """Without normalisation and dropout, so that a step knows nothing of how its batch is shared out."""
 
-    def __init__(self, classes: int, width: float):
+    def __init__(self, classes: int, width: float, coarse: int):
         super().__init__()
         self.classify = nn.Linear(N_MFCC, classes)
 

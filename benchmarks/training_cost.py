@@ -1,0 +1,406 @@
+"""Compare training schedules on the same songs, seeds and starting weights: honest accuracy against work done.
+
+Every schedule of rivals.py trains the same network, one run a seed. At its end, and only then, the frozen averaged
+weights classify the test songs, label-free. They are those of the end of the schedule, so that none gains by looking at
+the validation songs more often than another; with --last 0 those of the check with the least validation loss. The
+budget of plain-short and random-drop is what hyper-dynamic spent with the same seed. Work is counted in windows and in
+frames: a short window has half of them.
+
+The default scale is meant for about an hour a seed on two cores. Windows of the long schedules don't overlap, so that
+an epoch hears every frame once; with the published half overlap (--overlap 0.5) they take twice as long. The estimate:
+plain-300 is 0.69 million windows of 260 frames (460 songs of 30 s, 300 epochs), of which a core that was shared with
+other programs trained 190 to 229 a second (throughput.py --networks train_dpa_cnn, --width 0.1 and 0.125); the other
+five are taken for as much together, of which infobatch two thirds and published a quarter: a guess.
+
+The split is that of the prepared data: prepare_gtzan_data.py --split artist. The composite is what the published method
+reports as accuracy: for `published` each class's validation accuracy as it was when the class graduated, or its best if
+it never did; for the others each class's best. No classifier has it.
+
+Reads   data/metadata.json, data/processed/
+Writes  benchmarks/results/training_cost.csv        a line a run, written when it ends
+        benchmarks/results/training_cost.txt        the table of all runs with these options
+        benchmarks/results/training_cost.png        test accuracy against windows trained on
+        benchmarks/results/graduation.png           when each class was graduated
+
+Examples
+    python benchmarks/training_cost.py --seeds 3
+    python benchmarks/training_cost.py --seeds 3 --resume                    # after a stop
+    python benchmarks/training_cost.py --seeds 3 --resume --recipe epochs=48 share=0.2
+    python benchmarks/training_cost.py --network train_ecas_cnn --epochs 30  # a tenth of every schedule
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import importlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rivals import AT_EQUAL_BUDGET, SCHEDULES, SHORT, schedule_of, settings_of
+
+from common import (
+    Catalogue,
+    UserError,
+    argument_parser,
+    command,
+    format_table,
+    fraction,
+    library_versions,
+    positive_int,
+    read_catalogue,
+    whole_file,
+    write_text,
+)
+
+if TYPE_CHECKING:
+    from rules import Settings
+
+KEYS = ("network", "width", "epochs", "last", "overlap", "split", "recipe", "schedule", "seed")
+FIELDS = (
+    *KEYS,
+    "windows",
+    "frames",
+    "seconds",  # of the loop, checks included
+    "cpu_seconds",
+    "validation",  # accuracy, a part of 1, of the frozen weights
+    "test_songs",
+    "test_right",
+    "composite",
+    "windows_by_epoch",  # trained on in each epoch: "812 790 ..."
+    "validation_by_epoch",  # accuracy at each check: "3:0.4123 6:0.4433 ..."
+    "graduated",  # epochs after which each class was graduated, from-to: "blues:6-12 18-24; jazz:9-24"
+)
+Row = dict[str, str]
+
+
+# ---------------------------------------------------------------- one run
+
+
+def read_recipe(text: str, settings: Settings) -> dict[str, Any]:
+    """The settings in "epochs=48 share=0.2". Raises UserError if one is none or has a value of another kind."""
+    changes = {}
+    for word in text.split():
+        name, _, value = word.partition("=")
+        try:
+            changes[name] = type(getattr(settings, name))(value)
+        except (AttributeError, ValueError):
+            names = ", ".join(field.name for field in dataclasses.fields(settings) if field.metadata)
+            raise UserError(f"--recipe {word}: write NAME=N with one of {names}") from None
+    return changes
+
+
+def run(job: tuple[Any, ...], catalogue: Catalogue, counts: list[int]) -> Row:
+    """One training, named by its KEYS, and its test.
+
+    ``counts`` are the windows of each epoch of hyper-dynamic's run of the same seed.
+    """
+    import torch
+
+    from extract_features import load_features
+    from hyper_dynamic import Trainer
+    from predict import network_outputs
+
+    torch.set_num_threads(1)
+    network, width, epochs, last, overlap, _split, recipe, schedule, seed = job
+    script = importlib.import_module(network)
+    shared = dataclasses.replace(script.SETTINGS, width=width, last=last)
+    settings = settings_of(schedule, shared, epochs, read_recipe(recipe, shared))
+    started = time.process_time()
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        trainer = Trainer(
+            settings,
+            script.NETWORK,
+            catalogue,
+            Path(folder),
+            seed,
+            "cpu",
+            schedule=schedule_of(schedule, settings, overlap, counts),
+        )
+        meta = trainer.run(resume=False)
+        records = [json.loads(line) for line in Path(folder, "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    spent = time.process_time() - started
+    checks = [record for record in records if "classes" in record]
+    songs = np.bincount(trainer.val_labels, minlength=len(catalogue.genres))
+    composite = meta["label_conditioned_composite"]
+    if schedule == "published":
+        composite = float(np.dot(songs, [reported(checks, genre) for genre in catalogue.genres]) / songs.sum())
+    tests = catalogue.splits["test"]
+    features = load_features(catalogue, settings.features, tests)
+    outputs = network_outputs(trainer.average, features, settings.window, settings.overlap)
+    said = np.array([windows.mean(axis=0).argmax() for windows, _ in outputs])
+    row = {
+        **dict(zip(KEYS, job, strict=True)),
+        "windows": trainer.state.windows,
+        "frames": trainer.state.frames,
+        "seconds": round(trainer.state.seconds),
+        "cpu_seconds": round(spent),
+        "validation": round(meta["validation_accuracy"], 4),
+        "test_songs": len(tests),
+        "test_right": int((said == catalogue.labels(tests)).sum()),
+        "composite": round(composite, 4),
+        "windows_by_epoch": " ".join(map(str, np.diff([0, *(record["windows"] for record in records)]))),
+        "validation_by_epoch": " ".join(f"{r['epoch'] + 1}:{r['val_accuracy']:.4f}" for r in checks),
+        "graduated": "; ".join(f"{genre}:{spans(checks, genre)}" for genre in catalogue.genres),
+    }
+    return {name: str(value) for name, value in row.items()}
+
+
+def reported(checks: Sequence[dict[str, Any]], genre: str) -> float:
+    """A class's accuracy as the published method reports it: at its graduation, or the best if it never graduated."""
+    states = [check["classes"][genre] for check in checks]
+    frozen = [state["accuracy"] or 0.0 for state in states if state["graduated"]]
+    return frozen[0] if frozen else max(state["accuracy"] or 0.0 for state in states)
+
+
+def spans(checks: Sequence[dict[str, Any]], genre: str) -> str:
+    """The epochs between which a class was graduated: "6-12 18-24"; "" for never."""
+    found, since, end = [], None, checks[-1]["epoch"] + 1
+    for check in checks:
+        epoch, graduated = check["epoch"] + 1, check["classes"][genre]["graduated"]
+        if graduated and since is None:
+            since = epoch
+        elif not graduated and since is not None:
+            found.append(f"{since}-{epoch}")
+            since = None
+    return " ".join([*found, *([f"{since}-{end}"] if since is not None else [])])
+
+
+# ---------------------------------------------------------------- all runs
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The runs of a CSV that may be absent. Raises UserError if it is another kind of file."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as stream:
+        reader = csv.DictReader(stream)
+        if tuple(reader.fieldnames or ()) != FIELDS:
+            raise UserError(f"{path} has other columns: move it away or name another folder with --results")
+        return list(reader)
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def run_all(jobs: int, wanted: Sequence[tuple[Any, ...]], rows: list[Row], path: Path, catalogue: Catalogue) -> None:
+    """The wanted runs that ``rows`` lack, ``jobs`` at a time; what waits for hyper-dynamic's budget starts after it."""
+    from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+    from multiprocessing import get_context
+
+    def key(row: Row) -> tuple[str, ...]:
+        return tuple(row[name] for name in KEYS)
+
+    def budget_of(job: tuple[Any, ...]) -> tuple[str, ...]:
+        return (*map(str, job[:-2]), "hyper-dynamic", str(job[-1]))
+
+    counts = {key(row): [int(n) for n in row["windows_by_epoch"].split()] for row in rows}
+    todo = [job for job in wanted if tuple(map(str, job)) not in counts]
+    coming = {*counts, *(tuple(map(str, job)) for job in todo)}
+    for job in todo:
+        if job[-2] in AT_EQUAL_BUDGET and budget_of(job) not in coming:
+            raise UserError(f"{job[-2]} spends what hyper-dynamic spent: name hyper-dynamic in --schedules too")
+    with ProcessPoolExecutor(jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
+        running: set[Future[Row]] = set()
+        try:
+            while todo or running:
+                for job in list(todo):
+                    if job[-2] not in AT_EQUAL_BUDGET or budget_of(job) in counts:
+                        running.add(pool.submit(run, job, catalogue, counts.get(budget_of(job), [])))
+                        todo.remove(job)
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    row = future.result()
+                    rows.append(row)
+                    write_rows(path, rows)
+                    counts[key(row)] = [int(n) for n in row["windows_by_epoch"].split()]
+                    validation, test = 100 * float(row["validation"]), 100 * accuracy(row)
+                    print(
+                        f"{row['schedule']:14s} seed {row['seed']}  {row['windows']:>8s} windows  {row['seconds']:>5s}"
+                        f" s  validation {validation:.1f} %  test {test:.1f} %",
+                        flush=True,
+                    )
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+# ---------------------------------------------------------------- what they show
+
+
+def accuracy(row: Row) -> float:
+    return int(row["test_right"]) / int(row["test_songs"])
+
+
+def by_schedule(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
+    """Schedule -> seed -> run, in the order of SCHEDULES."""
+    found = {name: {row["seed"]: row for row in rows if row["schedule"] == name} for name in SCHEDULES}
+    return {name: runs for name, runs in found.items() if runs}
+
+
+def mean_spread(values: Sequence[float], digits: int = 1) -> str:
+    """Mean and standard deviation over seeds."""
+    spread = f" +- {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
+
+
+def summary(rows: Sequence[Row], title: str) -> str:
+    """A row a schedule; ``ahead`` is hyper-dynamic's test accuracy less this one's, in points, on the same seeds."""
+    runs = by_schedule(rows)
+    ours, plain = runs.get("hyper-dynamic", {}), runs.get("plain-300", {})
+    table = []
+    for name, by_seed in runs.items():
+        windows = float(np.mean([float(row["windows"]) for row in by_seed.values()]))
+        most = float(np.mean([float(row["windows"]) for row in plain.values()])) if plain else 0.0
+        gains = [100 * (accuracy(ours[seed]) - accuracy(by_seed[seed])) for seed in sorted(set(ours) & set(by_seed))]
+        table.append(
+            [
+                name,
+                str(len(by_seed)),
+                f"{windows:.0f}",
+                f"{np.mean([float(row['frames']) for row in by_seed.values()]) / 1e6:.2f}",
+                f"{most / windows:.1f}" if plain and windows else "-",
+                f"{np.mean([float(row['cpu_seconds']) for row in by_seed.values()]):.0f}",
+                mean_spread([100 * float(row["validation"]) for row in by_seed.values()]),
+                mean_spread([100 * accuracy(row) for row in by_seed.values()]),
+                mean_spread(gains) if gains and name != "hyper-dynamic" else "-",
+                mean_spread([100 * float(row["composite"]) for row in by_seed.values()])
+                if name == "published"
+                else "-",
+            ]
+        )
+    header = (
+        title,
+        "seeds",
+        "windows",
+        "frames, M",
+        "times fewer",
+        "CPU s",
+        "validation, %",
+        "test, %",
+        "ahead",
+        "composite, %",
+    )
+    return format_table(header, table)
+
+
+def draw_cost(rows: Sequence[Row], title: str, path: Path) -> None:
+    """Honest test accuracy against windows trained on: a dot a run, the mean and its spread; the composite hollow."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    for number, (name, by_seed) in enumerate(by_schedule(rows).items()):
+        colour = f"C{number}"
+        windows = np.array([float(row["windows"]) for row in by_seed.values()])
+        tests = np.array([100 * accuracy(row) for row in by_seed.values()])
+        spread = tests.std(ddof=1) if len(tests) > 1 else 0.0
+        axes.errorbar(windows.mean(), tests.mean(), spread, color=colour, marker="o", capsize=4, label=name)
+        axes.scatter(windows, tests, 12, color=colour, alpha=0.5)
+        if name == "published":
+            claimed = np.mean([100 * float(row["composite"]) for row in by_seed.values()])
+            axes.plot(windows.mean(), claimed, "o", color=colour, fillstyle="none", label="published, as it reports")
+    axes.set(xscale="log", xlabel="windows trained on", ylabel="song accuracy, %: test songs", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    pyplot.close(figure)
+
+
+def draw_graduation(rows: Sequence[Row], title: str, path: Path) -> None:
+    """A band a class, a line a seed within it: when the class was graduated. The ends of lines are demotions."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    shown = {name: runs for name, runs in by_schedule(rows).items() if name in ("hyper-dynamic", "published")}
+    figure, all_axes = pyplot.subplots(
+        1, max(1, len(shown)), figsize=(10, 5), layout="constrained", sharey=True, squeeze=False
+    )
+    for axes, (name, by_seed) in zip(all_axes[0], shown.items(), strict=False):
+        genres: list[str] = []
+        for place, row in enumerate(by_seed.values()):
+            last = len(row["windows_by_epoch"].split())
+            genres = [part.rpartition(":")[0] for part in row["graduated"].split("; ")]
+            for level, part in enumerate(row["graduated"].split("; ")):
+                bars = [tuple(map(int, span.split("-"))) for span in part.rpartition(":")[2].split()]
+                height = 0.8 / len(by_seed)
+                bottom = level - 0.4 + place * height
+                axes.broken_barh([(start, end - start) for start, end in bars], (bottom, height), color=f"C{place}")
+            axes.set(xlim=(0, last), xlabel="epoch", title=name)
+        axes.set_yticks(range(len(genres)), genres)
+        axes.set_ylim(len(genres) - 0.5, -0.5)
+        axes.hlines(np.arange(1, len(genres)) - 0.5, 0, axes.get_xlim()[1], color="0.8", linewidth=0.8)
+    figure.suptitle(title)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    pyplot.close(figure)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argument_parser(__doc__, "--data")
+    add = parser.add_argument
+    add(
+        "--network", default="train_dpa_cnn", metavar="SCRIPT", help="training script whose network and recipe are used"
+    )
+    add("--width", type=float, default=0.1, metavar="N", help="factor on the channels of the network")
+    add("--epochs", type=positive_int, default=300, metavar="N", help="of the long schedules; the short ones follow")
+    add(
+        "--last", type=int, choices=(0, 1), default=1, help="0: the weights of the check with the least validation loss"
+    )
+    add("--overlap", type=fraction, default=0.0, metavar="N", help="of windows in the long schedules; published: 0.5")
+    add("--recipe", nargs="*", default=[], metavar="NAME=N", help="settings of hyper-dynamic other than the script's")
+    add("--seeds", type=positive_int, default=1, metavar="N", help="runs a schedule, with seeds 0 to N-1")
+    add("--schedules", nargs="+", default=list(SCHEDULES), choices=SCHEDULES, metavar="NAME", help="which of rivals.py")
+    add("--jobs", type=positive_int, default=2, metavar="N", help="trainings at once, one thread each")
+    add("--resume", action="store_true", help="keep the runs that are in the CSV")
+    add("--results", type=Path, default=Path(__file__).parent / "results", metavar="DIR", help="folder of the results")
+    args = parser.parse_args(argv)
+    path = args.results / "training_cost.csv"
+    if path.exists() and not args.resume:
+        raise UserError(f"{path} is there: go on with --resume, or move it away")
+    catalogue, rows = read_catalogue(args.data), read_rows(path)
+    split = f"{catalogue.split['name']} {catalogue.split['sha256']['test'][:8]}"
+    alike = (args.network, args.width, args.epochs, args.last, args.overlap, split)
+    recipe = " ".join(sorted(args.recipe))
+    read_recipe(recipe, importlib.import_module(args.network).SETTINGS)
+    ours = {(*map(str, alike), recipe if name in SHORT else "", name) for name in SCHEDULES}
+    chosen = [name for name in SCHEDULES if name in args.schedules]
+    wanted = [(*alike, recipe if name in SHORT else "", name, seed) for name in chosen for seed in range(args.seeds)]
+    run_all(args.jobs, wanted, rows, path, catalogue)
+
+    rows = [row for row in rows if tuple(row[name] for name in KEYS[:-1]) in ours]
+    title = ", ".join(
+        [args.network.removeprefix("train_"), f"width {args.width:g}", f"{args.epochs} epochs", *recipe.split()]
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
+    text = f"{summary(rows, title)}\n\nSplit {split}; spread over seeds; {versions}\n"
+    write_text(args.results / "training_cost.txt", text)
+    draw_cost(rows, title, args.results / "training_cost.png")
+    draw_graduation(rows, title, args.results / "graduation.png")
+    print(text, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

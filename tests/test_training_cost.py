@@ -1,0 +1,180 @@
+"""The rivals of hyper-dynamic training draw what they are said to, and the benchmark keeps what is done."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import hyper_dynamic
+import train_ecas_cnn
+from augment import Augmentation
+from common import read_catalogue
+from predict import window_starts
+from rules import ClassState, Schedule, Settings, update_classes
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import ablation
+import training_cost
+from rivals import SCHEDULES, Counted, InfoBatch, schedule_of, settings_of
+
+SCRIPT = Settings(name="x", features="mfcc", window=100)
+LENGTHS = [1000] * 20
+LABELS = np.arange(20) % 4
+CLASSES = [ClassState() for _ in range(4)]
+
+
+def settings(schedule: str, long: int = 300, **recipe: float) -> Settings:
+    return settings_of(schedule, SCRIPT, long, recipe)
+
+
+def draw(schedule: Schedule, epoch: int = 0, classes: list[ClassState] = CLASSES, seed: int = 0):
+    return schedule.draw(LENGTHS, LABELS, classes, epoch, np.random.default_rng(seed))
+
+
+def test_long_schedules_are_the_long_ones_and_short_ones_follow_the_recipe():
+    lengths = {name: settings(name, 150, share=0.3).epochs for name in SCHEDULES}
+    assert {name for name, epochs in lengths.items() if epochs == 150} == {"plain-300", "published", "infobatch"}
+    assert {epochs for epochs in lengths.values() if epochs != 150} == {SCRIPT.epochs // 2}
+    assert settings("hyper-dynamic", share=0.3).share == 0.3
+    assert settings("plain-300", share=0.3).share == 1
+    assert settings("hyper-dynamic") == SCRIPT
+
+
+@pytest.mark.parametrize("name", ["plain-300", "published"])
+def test_plain_draws_every_window(name):
+    for epoch in (0, 299):
+        song, start, factor = draw(schedule_of(name, settings(name), 0.0, []), epoch)
+        assert factor is None
+        for one in range(len(LENGTHS)):
+            first = int(start[song == one].min())
+            assert sorted(start[song == one]) == window_starts(1000, 100, 0.0, first).tolist()
+
+
+def test_published_drops_a_graduate_for_good():
+    rules = settings("published")
+    states = [ClassState(0.9, graduated=True), *CLASSES[1:]]
+    for _ in range(3):
+        states = update_classes(states, [0.0] * 4, [5] * 4, 299, rules)
+    assert [state.graduated for state in states] == [True, False, False, False]
+    song, _, _ = draw(schedule_of("published", rules, 0.0, []), 299, states)
+    assert set(LABELS[song]) == {1, 2, 3}
+
+
+def test_no_class_is_treated_apart_in_plain_schedules():
+    for name in ("plain-300", "infobatch", "plain-short", "random-drop"):
+        for accuracy in (0.0, 1.0):
+            states = update_classes(CLASSES, [accuracy, 0.5, 0.5, 0.5], [5] * 4, 299, settings(name))
+            assert not any(state.graduated or state.struggling for state in states)
+            assert len({state.weight for state in states}) == 1
+
+
+@pytest.mark.parametrize("counts", [[7, 0, 100], [700, 3, 12]])
+def test_equal_budgets_are_equal(counts):
+    rules = settings("random-drop", 3)
+    for epoch, count in enumerate(counts):
+        song, start, _ = draw(Counted(rules, counts), epoch)
+        assert len(song) == len(start) == count
+        if count > 50:
+            assert set(LABELS[song]) == {0, 1, 2, 3}
+    short = schedule_of("plain-short", settings("plain-short", epochs=7), 0.5, counts)
+    assert sum(short.counts) == sum(counts)
+    assert max(short.counts) - min(short.counts) <= 1
+
+
+def test_infobatch_leaves_out_half_of_the_easy_windows_and_counts_the_rest_twice():
+    rules = settings("infobatch", 40)
+    schedule = InfoBatch(rules)
+    song, start, factor = draw(schedule)
+    assert factor is None
+    easy = song < 15
+    schedule.learn(song, start, torch.from_numpy(np.where(easy, 0.1, 2.0)))
+    kept_easy = []
+    for seed in range(30):
+        every = len(draw(Schedule(rules), 1, seed=seed)[0])
+        song, start, factor = draw(schedule, 1, seed=seed)
+        assert set(factor[song < 15]) == {2.0}
+        assert (song >= 15).sum() == pytest.approx(every / 4, abs=5), "a hard window was left out"
+        kept_easy.append((song < 15).sum() / (every * 3 / 4))
+    assert np.mean(kept_easy) == pytest.approx(0.5, abs=0.04)
+    song, _, factor = draw(schedule, 35)  # the last eighth
+    assert factor is None
+    assert len(song) > 300
+
+
+def test_a_factor_scales_the_loss_of_its_window(mini_features, tmp_path):
+    """Ones change nothing; a window of factor 0 leaves no trace in the weights."""
+    catalogue = read_catalogue(mini_features[0])
+
+    class Factors(Schedule):
+        value = 1.0
+
+        def draw(self, *args):
+            song, start, _ = super().draw(*args)
+            return song, start, np.full(len(song), self.value)
+
+    quick = {"epochs": 1, "width": 0.02, "window": 48, "share": 0.2, "weight_decay": 0.0}
+    rules = Settings(name="x", features="mfcc", **quick)
+    ends = []
+    for schedule in (None, Factors(rules), Factors(rules)):
+        trainer = hyper_dynamic.Trainer(rules, train_ecas_cnn.NETWORK, catalogue, tmp_path, 3, "cpu", schedule=schedule)
+        before = [p.detach().clone() for p in trainer.network.parameters()]
+        if len(ends) == 2:
+            schedule.value = 0.0
+        trainer._train_epoch(0)
+        ends.append((before, [p.detach() for p in trainer.network.parameters()]))
+    assert all(torch.equal(one, two) for one, two in zip(ends[0][1], ends[1][1], strict=True))
+    assert not all(torch.equal(one, two) for one, two in zip(*ends[0], strict=True))
+    assert all(torch.equal(one, two) for one, two in zip(*ends[2], strict=True))
+
+
+def test_graduation_is_told_by_epoch_and_reported_as_published():
+    def check(epoch: int, accuracy: float, graduated: bool) -> dict[str, object]:
+        return {"epoch": epoch, "classes": {"jazz": {"accuracy": accuracy, "graduated": graduated}}}
+
+    checks = [
+        check(2, 0.4, False),
+        check(5, 0.9, True),
+        check(8, 0.95, True),
+        check(11, 0.2, False),
+        check(14, 1, True),
+    ]
+    assert training_cost.spans(checks, "jazz") == "6-12 15-15"
+    assert training_cost.spans(checks[:1], "jazz") == ""
+    assert training_cost.spans(checks[:3], "jazz") == "6-9"
+    assert training_cost.reported(checks[:4], "jazz") == 0.9
+    assert training_cost.reported(checks[:1], "jazz") == 0.4
+
+
+def test_every_change_of_the_ablation_is_one():
+    for change, values in ablation.CHANGES.items():
+        for name, value in values.items():
+            known = [where for where in (SCRIPT, Augmentation(), hyper_dynamic) if hasattr(where, name)]
+            assert known, name
+            assert getattr(known[0], name) != value, change
+
+
+def test_the_benchmark_runs_and_goes_on(mini_features, run_script, tmp_path):
+    args = ["--data", mini_features[0], "--results", tmp_path, "--network", "train_ecas_cnn", "--width", 0.02]
+    args += ["--epochs", 12, "--recipe", "window=48", "epochs=3", "short_windows=0.5"]
+    script = "benchmarks/training_cost.py"
+    first = run_script(script, *args, "--schedules", "hyper-dynamic")
+    assert "hyper-dynamic  seed 0" in first.stdout
+    assert "--resume" in run_script(script, *args, check=False).stderr
+    rest = run_script(script, *args, "--schedules", "hyper-dynamic", "random-drop", "plain-short", "--resume")
+    assert "hyper-dynamic  seed 0" not in rest.stdout
+    rows = {row["schedule"]: row for row in csv.DictReader((tmp_path / "training_cost.csv").open())}
+    assert set(rows) == {"hyper-dynamic", "random-drop", "plain-short"}
+    ours = rows["hyper-dynamic"]
+    assert rows["random-drop"]["windows_by_epoch"] == ours["windows_by_epoch"]
+    assert rows["random-drop"]["frames"] == ours["frames"]
+    assert rows["plain-short"]["windows"] == ours["windows"]
+    assert int(rows["plain-short"]["frames"]) == 48 * int(ours["windows"]) > int(ours["frames"])
+    assert all(0 <= int(row["test_right"]) <= int(row["test_songs"]) for row in rows.values())
+    pictures = {"training_cost.csv", "training_cost.txt", "training_cost.png", "graduation.png"}
+    assert {path.name for path in tmp_path.iterdir()} == pictures
