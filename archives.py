@@ -12,11 +12,9 @@ import stat
 import tarfile
 import unicodedata
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from lzma import LZMAError
 from pathlib import Path, PureWindowsPath
 from typing import IO
 
@@ -82,13 +80,14 @@ def extract_songs(archive: Path, target: Path, limits: Limits | None) -> None:
         count = _extract(archive, partial, limits)
         write_json(partial / MARKER, {"archive": archive.name, "sha256": digest, "songs": count})
         partial.rename(target)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, LZMAError, EOFError, NotImplementedError) as error:
-        raise UserError(f"{archive} is damaged ({error}): download it again") from None
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(
-            f"{archive} can't be extracted to {target} ({reason}): mend that, then run this again"
-        ) from None
+    except UserError:
+        raise
+    except Exception as error:  # readers of broken archives raise what they like
+        if isinstance(error, OSError) and error.errno is not None:
+            problem = f"can't be extracted to {target} ({error.strerror}): mend that and run this again"
+        else:
+            problem = f"is damaged ({error}): download it again"
+        raise UserError(f"{archive} {problem}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if made:

@@ -121,8 +121,10 @@ def songs_done(path: Path, run: dict[str, Any]) -> dict[str, dict[str, Any]]:
                 record = json.loads(line)
                 if record["schema"] != SCHEMA:
                     raise ValueError(f"schema {record['schema']}, this detector writes {SCHEMA}")
+                if not isinstance(record["path"], str) or not isinstance(record["run"], dict):
+                    raise ValueError("path or run")
                 records[record["path"]] = record  # the last one holds
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 problem = f"{path}: line {number} is not of this detector ({error}): choose another --output"
                 raise UserError(problem) from None
             whole += len(line)

@@ -399,7 +399,7 @@ def check_feature_settings(settings: object, where: Path, remedy: str) -> None:
 def load_features(catalogue: Catalogue, kind: str, tracks: Iterable[str]) -> list[np.ndarray]:
     """The stored features of tracks, float16 (bins, frames) each. Raises UserError if any is absent or foreign."""
     maker = "extract_features.py"
-    done = _read_index(catalogue.data / "processed" / "features.json")
+    done = read_index(catalogue.data / "processed" / "features.json")
     features = []
     for track in tracks:
         if done.get(track) != catalogue.songs[track].sha256:
@@ -417,7 +417,7 @@ def load_features(catalogue: Catalogue, kind: str, tracks: Iterable[str]) -> lis
     return features
 
 
-def _read_index(path: Path) -> dict[str, str]:
+def read_index(path: Path) -> dict[str, str]:
     """Which song's content (SHA-256) each track's features were made of. Raises UserError if that can't be said."""
     index = read_json(path, "extract_features.py --force")
     settings, songs = (index.get(key) for key in ("settings", "songs")) if isinstance(index, dict) else (None, None)
@@ -456,7 +456,7 @@ def _run(args: argparse.Namespace) -> int:
     index_path = args.data / "processed" / "features.json"
     done: dict[str, str] = {}
     if index_path.exists() and not args.force:
-        done = _read_index(index_path)
+        done = read_index(index_path)
 
     usable = [song for song in catalogue.songs.values() if song.verdict == "ok"]
     todo = [
