@@ -110,6 +110,7 @@ class Trainer:
         import torch
 
         from augment import Augmentation, dct_basis
+        from layers import set_fast
 
         for split in ("train", "val"):
             if not catalogue.splits[split]:
@@ -124,6 +125,8 @@ class Trainer:
         set_seed(seed)
         self.network = build(len(catalogue.genres), settings.width, settings.coarse).to(self.device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if settings.fast:
+            set_fast(self.network, self.device)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         pairs = zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True)
         floats = [(mean, now) for mean, now in pairs if mean.is_floating_point()]

@@ -45,6 +45,7 @@ class Settings:
     coarse: int = setting(
         0, "1: strides that shrink frequency and time earlier, for about two thirds of the work", high=1
     )
+    fast: int = setting(1, "1: train convolutions in bfloat16 where the processor has instructions for it", high=1)
     width: float = setting(1.0, "factor on the channels of the network", low=0.01)
     graduate_at: float = setting(0.85, "smoothed validation accuracy at which a class graduates")
     demote_margin: float = setting(0.10, "a graduate this far below graduate-at goes back to full training", high=1)

@@ -38,6 +38,8 @@ if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
+from layers import Convolution  # noqa: E402
+
 GRU_SIZE = 128  # both directions together
 FEATURE_SIZE = 2 * GRU_SIZE  # mean and standard deviation
 CHANNELS = (64, 128, 192, 256)
@@ -74,7 +76,7 @@ class CNNBiGRU(nn.Module):
         for index, (inputs, outputs) in enumerate(zip([1, *channels], channels, strict=False)):
             kernel = 7 if index == 0 else 3
             blocks += [
-                nn.Conv2d(inputs, outputs, kernel, STRIDES[index], kernel // 2, bias=False),
+                Convolution(inputs, outputs, kernel, STRIDES[index], kernel // 2, bias=False),
                 nn.BatchNorm2d(outputs),
                 nn.SiLU(inplace=True),
             ]

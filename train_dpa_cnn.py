@@ -34,6 +34,8 @@ if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
+from layers import Convolution, mean_and_max  # noqa: E402
+
 FEATURE_SIZE = 512
 CHANNELS = (96, 192, 256, 384, 512)
 # The first block shrinks most: multiplications are what a CPU counts. Fine, coarse.
@@ -55,9 +57,9 @@ class DualParallelAttention(nn.Module):
         self.gates = nn.Parameter(torch.zeros(2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        channel = torch.sigmoid(self.squeeze(x.mean((2, 3))) + self.squeeze(x.amax((2, 3))))[:, :, None, None]
-        place = torch.sigmoid(self.spatial(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)))
-        return x * (1 + self.gates[0] * channel + self.gates[1] * place)
+        channel = torch.sigmoid(sum(self.squeeze(pooled.flatten(1)) for pooled in mean_and_max(x, 2, 3)))
+        place = torch.sigmoid(self.spatial(torch.cat(mean_and_max(x, 1), 1)))
+        return x * (1 + self.gates[0] * channel[:, :, None, None] + self.gates[1] * place)
 
 
 class DPACNN(nn.Module):
@@ -72,7 +74,7 @@ class DPACNN(nn.Module):
         for index, (inputs, outputs) in enumerate(zip([1, *channels], channels, strict=False)):
             kernel = 7 if index == 0 else 3
             blocks += [
-                nn.Conv2d(inputs, outputs, kernel, STRIDES[coarse][index], kernel // 2, bias=False),
+                Convolution(inputs, outputs, kernel, STRIDES[coarse][index], kernel // 2, bias=False),
                 nn.BatchNorm2d(outputs),
                 nn.SiLU(inplace=True),
             ]
@@ -84,7 +86,7 @@ class DPACNN(nn.Module):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = self.blocks(x[:, None].contiguous(memory_format=torch.channels_last))
-        feature = self.feature(torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1))
+        feature = self.feature(torch.cat(mean_and_max(x, 2, 3), 1).flatten(1))
         return self.classify(feature), feature
 
 

@@ -36,6 +36,8 @@ if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
+from layers import Convolution, mean_and_max  # noqa: E402
+
 FEATURE_SIZE = 128
 CHANNELS = (192, 256, 384, 512)
 STRIDES = (  # coefficients, time: fine, coarse
@@ -67,7 +69,7 @@ class SpatialAttention(nn.Module):
         self.mix = nn.Conv2d(2, 1, 7, padding=3, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * torch.sigmoid(self.mix(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)))
+        return x * torch.sigmoid(self.mix(torch.cat(mean_and_max(x, 1), 1)))
 
 
 class Deltas(nn.Module):
@@ -100,7 +102,7 @@ class ECASCNN(nn.Module):
         for index, (inputs, outputs) in enumerate(zip([3, *channels], channels, strict=False)):
             kernel = (5, 7) if index == 0 else (3, 3)
             blocks += [
-                nn.Conv2d(
+                Convolution(
                     inputs, outputs, kernel, STRIDES[coarse][index], (kernel[0] // 2, kernel[1] // 2), bias=False
                 ),
                 nn.BatchNorm2d(outputs),
@@ -116,7 +118,7 @@ class ECASCNN(nn.Module):
         x = self.deltas(x)
         x = self.scale(x.flatten(1, 2)).view_as(x)
         x = self.blocks(x.contiguous(memory_format=torch.channels_last))
-        feature = self.feature(torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1))
+        feature = self.feature(torch.cat(mean_and_max(x, 2, 3), 1).flatten(1))
         return self.classify(feature), feature
 
 
