@@ -196,6 +196,7 @@ def _run(args: argparse.Namespace) -> int:
             "genres": catalogue.genres,
             "split": catalogue.split,
             "members": {m.name: file_sha256(args.models / m.name / "model.safetensors") for m in members},
+            "settings": {m.name: m.meta["settings"] for m in members},
             "sizes": {m.name: m.feature_size for m in members},
             "held_out": {"train": False, "val": True, "test": True},
         },

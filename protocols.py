@@ -174,11 +174,19 @@ class Pool:
     outputs: dict[str, np.ndarray]  # model -> probabilities (songs, classes)
     validation: dict[str, list[float]]  # model -> accuracy a round
     windows: dict[str, list[int]]  # model -> windows trained on a round
-    epochs: list[int]  # lengths of schedule that occur
+    settings: dict[str, dict[str, Any]]  # model -> settings of its training, the same in every round
+
+    @property
+    def epochs(self) -> list[int]:
+        """Lengths of schedule that occur."""
+        return sorted({values["epochs"] for values in self.settings.values()})
 
 
 def read_rounds(folders: Sequence[Path]) -> Pool:
-    """What ``evaluate.py`` wrote in each round's folder."""
+    """What ``evaluate.py`` wrote in each round's folder.
+
+    Raises UserError if a round isn't done or was trained with other settings than the first.
+    """
     tracks, artists, rounds, labels = [], [], [], []
     outputs: dict[str, list[list[float]]] = {}
     validation: dict[str, list[float]] = {}
@@ -208,9 +216,7 @@ def read_rounds(folders: Sequence[Path]) -> Pool:
                 labels.append(genres.index(row["genre"]))
     arrays = {model: np.array(values) for model, values in outputs.items()}
     order = (np.array(tracks), np.array(artists), np.array(rounds), np.array(labels))
-    return Pool(
-        genres, rare, *order, arrays, validation, windows, sorted({values["epochs"] for values in settings.values()})
-    )
+    return Pool(genres, rare, *order, arrays, validation, windows, settings)
 
 
 def pooled(pool: Pool, fusion: str) -> dict[str, Any]:

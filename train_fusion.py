@@ -10,19 +10,24 @@ They are compared by cross-validation on the validation songs, which no member w
 songs kept together. The average is kept unless another's log-loss is better by more than its standard error:
 with a hundred songs, less is chance. Rows of training songs are in-sample and never used.
 
-Reads   data/metadata.json, data/fusion_features/
+With --rounds the fusion learns from more songs: from what the networks of cross-validation rounds, trained by the
+same recipe, said of the songs that each of them was not trained on (evaluate.py --protocol artist). Test songs of the
+split in use are left out. Features of different networks have no axes in common, so that candidate is left out too.
+
+Reads   data/metadata.json, data/fusion_features/; with --rounds <round>/data/ and <round>/results/
 Writes  models/fusion_progressive/model.safetensors
 Next    evaluate.py, genre_detector.py
 
 Example
     python train_fusion.py --seed 0
+    python train_fusion.py --rounds runs/artist_*
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +47,7 @@ from common import (
     read_catalogue,
     read_json,
 )
+from figures import calibration_error
 from predict import calibrated, confidence_threshold, fit_temperature
 
 MADE_BY = "train_fusion.py"
@@ -212,6 +218,37 @@ def artist_folds(catalogue: Catalogue, tracks: Sequence[str], seed: int) -> list
     return list(folds.split(artists, groups=artists))
 
 
+def held_out_rows(folder: Path) -> tuple[Rows, list[str]]:
+    """The validation songs' rows of ``extract_model_features.py``, and their tracks."""
+    maker = "extract_model_features.py"
+    tracks = read_array(folder / "val_tracks.npy", maker).tolist()
+    arrays = (read_array(folder / f"val_{name}.npy", maker) for name in ("log_probabilities", "features", "labels"))
+    return Rows(*arrays), tracks
+
+
+def round_rows(
+    folders: Sequence[Path], catalogue: Catalogue, members: Mapping[str, Any]
+) -> tuple[Rows, list[str], list[str]]:
+    """What the networks of rounds said of songs that they weren't trained on, those songs, and the split hashes.
+
+    ``members`` are the settings of the networks to be fused, by name. Rows have no features. Raises UserError if the
+    rounds know other genres or were trained with other settings, or if none of their songs may be used.
+    """
+    from protocols import read_rounds
+
+    pool = read_rounds(folders)
+    if pool.genres != catalogue.genres or pool.settings != members:
+        raise UserError("the rounds have other genres or settings than the networks: train both alike")
+    usable = {*catalogue.splits["train"], *catalogue.splits["val"]}
+    use = np.array([track in usable for track in pool.tracks], dtype=bool)
+    if not use.any():
+        raise UserError(f"no training or validation song of {catalogue.data} is a test song of these rounds")
+    outputs = np.stack([pool.outputs[name][use] for name in members], axis=1)
+    rows = Rows(np.log(np.maximum(outputs, 1e-6)), np.zeros((len(outputs), 0)), pool.labels[use])
+    hashes = [read_catalogue(folder / "data").split["sha256"]["test"] for folder in folders]
+    return rows, pool.tracks[use].tolist(), hashes
+
+
 def _run(args: argparse.Namespace) -> int:
     maker = "extract_model_features.py"
     folder = args.data / "fusion_features"
@@ -221,17 +258,20 @@ def _run(args: argparse.Namespace) -> int:
     catalogue = read_catalogue(args.data)
     if provenance["split"] != catalogue.split:
         raise UserError(f"the features are of another split than the one in {args.data}: run {maker} again")
-    tracks = read_array(folder / "val_tracks.npy", maker).tolist()
-    rows = Rows(
-        *(read_array(folder / f"val_{name}.npy", maker) for name in ("log_probabilities", "features", "labels"))
-    )
     kept = np.flatnonzero(read_array(folder / "selector.npy", "create_cleaned_features.py"))
+    candidates, source, hashes = dict(CANDIDATES), "validation songs", list[str]()
+    if args.rounds:
+        del candidates["features"]
+        source = "songs of cross-validation rounds"
+        rows, tracks, hashes = round_rows(args.rounds, catalogue, provenance["settings"])
+    else:
+        rows, tracks = held_out_rows(folder)
 
     folds = artist_folds(catalogue, tracks, args.seed)
-    outputs = {name: cross_validated(fit, rows, kept, folds) for name, fit in CANDIDATES.items()}
+    outputs = {name: cross_validated(fit, rows, kept, folds) for name, fit in candidates.items()}
     losses = {name: log_loss(values, rows.labels) for name, values in outputs.items()}
     chosen = choose(losses)
-    fusion = CANDIDATES[chosen](rows, kept)
+    fusion = candidates[chosen](rows, kept)
     temperature = fit_temperature(outputs[chosen], rows.labels)
     held_out = calibrated(outputs[chosen], temperature)
     min_confidence = confidence_threshold(held_out, rows.labels)
@@ -240,10 +280,7 @@ def _run(args: argparse.Namespace) -> int:
 
     arrays = {"coefficients": fusion.coefficients, "intercept": fusion.intercept, "kept": fusion.kept}
     figures = {
-        name: {
-            "validation_accuracy": float((v.argmax(1) == rows.labels).mean()),
-            "log_loss": float(losses[name].mean()),
-        }
+        name: {"accuracy": float((v.argmax(1) == rows.labels).mean()), "log_loss": float(losses[name].mean())}
         for name, v in outputs.items()
     }
     save_checkpoint(
@@ -258,6 +295,7 @@ def _run(args: argparse.Namespace) -> int:
             "members": provenance["members"],
             "split": catalogue.split,
             "seed": args.seed,
+            "fitted_on": {"what": source, "songs": len(tracks), "rounds": hashes},
             "candidates": figures,
             "versions": library_versions(),
         },
@@ -269,21 +307,26 @@ def _run(args: argparse.Namespace) -> int:
     table += [
         [
             f"fusion: {name}" + (" (chosen)" if name == chosen else ""),
-            f"{100 * f['validation_accuracy']:.1f}",
+            f"{100 * f['accuracy']:.1f}",
             f"{f['log_loss']:.3f}",
         ]
         for name, f in figures.items()
     ]
     table.append(["any member right", f"{100 * best.any(axis=1).mean():.1f}", ""])
-    print(format_table((f"{len(tracks)} validation songs", "accuracy, %", "log-loss"), table))
+    print(format_table((f"{len(tracks)} {source}", "accuracy, %", "log-loss"), table))
     answered = np.exp(held_out).max(axis=1) >= min_confidence
-    print(f"Confident from {min_confidence:.2f} on: {100 * answered.mean():.0f} % of them.")
+    print(
+        f"Temperature {temperature:.2f}, calibration error {100 * calibration_error(np.exp(held_out), rows.labels):.1f}"
+        f" %. Confident from {min_confidence:.2f} on: {100 * answered.mean():.0f} % of them."
+    )
     return 0
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    args = argument_parser(__doc__, "--data", "--models", "--seed").parse_args(argv)
+    parser = argument_parser(__doc__, "--data", "--models", "--seed")
+    parser.add_argument("--rounds", type=Path, nargs="+", metavar="DIR", help="rounds of a protocol to learn from")
+    args = parser.parse_args(argv)
     with locked(args.models / "fusion_progressive"):
         return _run(args)
 

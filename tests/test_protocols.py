@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import QUICK
 
 import evaluate
+import train_fusion
+from checkpoints import load_checkpoint
 from common import UserError, read_catalogue
 from protocols import ROUNDS, Pool, pooled, prepare_round, round_catalogue
 
-TINY = "--epochs 4 --width 0.1 --window 64 --share 0.5 --device cpu"
+TINY = " ".join(map(str, QUICK[:-2]))  # the threads are the protocol's
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +54,14 @@ def test_a_protocol_without_what_it_needs_is_refused(catalogue, tmp_path):
         prepare_round(tmp_path / "round", round_catalogue(catalogue, [], "random", 1, None), [])
 
 
-def test_a_protocol_runs_through_the_scripts_and_goes_on(mini_features, run_script, tmp_path):
-    runs, results = tmp_path / "runs", tmp_path / "results"
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """Where the one round of the module is trained."""
+    return tmp_path_factory.mktemp("protocol") / "runs"
+
+
+def test_a_protocol_runs_through_the_scripts_and_goes_on(mini_features, runs, run_script, tmp_path):
+    results = tmp_path / "results"
     readme = tmp_path / "README.md"
     readme.write_text("<!-- evaluate.py --protocol artist -->\n<!-- end -->\n")
     command = ["evaluate.py", "--data", mini_features[0], "--protocol", "artist", "--rounds", 1, "--runs", runs]
@@ -71,6 +81,26 @@ def test_a_protocol_runs_through_the_scripts_and_goes_on(mini_features, run_scri
     written = {path: path.stat().st_mtime_ns for path in runs.rglob("*.*") if path.is_file()}
     assert json.loads(run_script(*command, cwd=tmp_path).stdout) == first
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("*.*") if path.is_file()} == written
+
+
+def test_a_fusion_learns_from_rounds_but_not_from_its_own_test_songs(pipeline, runs, tmp_path, capsys):
+    models = shutil.copytree(pipeline.models, tmp_path / "models")
+    command = ["--data", str(pipeline.data), "--models", str(models), "--rounds"]
+    assert train_fusion.main([*command, str(runs / "artist_0")]) == 0
+    own, rounds = (read_catalogue(data).splits for data in (pipeline.data, runs / "artist_0" / "data"))
+    used = set(rounds["test"]) - set(own["test"])
+    assert 0 < len(used) < len(rounds["test"])
+    assert f"{len(used)} songs of cross-validation rounds" in capsys.readouterr().out
+    meta = load_checkpoint(models / "fusion_progressive" / "model.safetensors", "")[1]
+    assert meta["fitted_on"]["songs"] == len(used)
+    assert "features" not in meta["candidates"]
+
+    evaluation = runs / "artist_0" / "results" / "evaluation.json"
+    told = evaluation.read_text()
+    evaluation.write_text(told.replace('"epochs": 6', '"epochs": 7'))
+    assert train_fusion.main([*command, str(runs / "artist_0")]) == 1
+    evaluation.write_text(told)
+    assert "other genres or settings" in capsys.readouterr().err
 
 
 def test_a_step_that_fails_names_its_log(mini_features, tmp_path, capsys):
@@ -103,7 +133,7 @@ def test_pooled_figures():
         outputs,
         {"a": [0.5, 0.7]},
         {"a": [9, 9]},
-        [4],
+        {"a": {"epochs": 4}},
     )
     result = pooled(pool, "fusion")
     models = result["models"]
@@ -117,3 +147,4 @@ def test_pooled_figures():
     assert (result["songs"], result["different_songs"], result["best_member"]) == (6, 3, "a")
     assert result["fusion_against_best"]["difference"] == pytest.approx(1 / 6)
     assert result["fusion_against_best"]["mcnemar_p"] == 1
+    assert result["epochs"] == [4]
