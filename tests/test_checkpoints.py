@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 import checkpoints
 from checkpoints import fill_network, load_checkpoint, save_checkpoint
-from common import UserError
+from common import UserError, file_sha256
 from extract_features import FEATURE_SETTINGS
 from extract_model_features import load_members
 from train_fusion import load_fusion
@@ -212,6 +212,13 @@ def test_wrong_shapes_names_and_kinds_are_refused(tensors):
 
 
 # ---------------------------------------------------------------- the released set of four
+
+
+def test_the_released_files_are_those_of_the_list(models):
+    """As ``cd models && sha256sum --check SHA256SUMS`` does."""
+    listed = dict(reversed(line.split("  ")) for line in (models / "SHA256SUMS").read_text().splitlines())
+    found = {path.relative_to(models).as_posix(): file_sha256(path) for path in models.glob("*/model.safetensors")}
+    assert found == listed, "released anew? cd models && sha256sum */model.safetensors > SHA256SUMS"
 
 
 def load_from(models: Path) -> None:
