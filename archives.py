@@ -24,6 +24,14 @@ AUDIO_SUFFIXES = frozenset({".wav", ".au", ".mp3", ".ogg", ".flac", ".aiff", ".a
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MARKER = ".extracted.json"
 COPY_BYTES = 1 << 20
+TAR_NOTES = {
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+}
+NOTE_BYTES = 1 << 20  # of names and the like; tarfile reads such a note into memory whole
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,17 @@ class Member:
     size: int  # bytes, as the archive claims
     oddity: str  # why it isn't an ordinary file; "" if it is
     open: Callable[[], IO[bytes]]
+
+
+class Entry(tarfile.TarInfo):
+    """A header of a tar that is refused before tarfile acts on it, where it would fill the memory or never end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> Entry:
+        entry = super().frombuf(buf, encoding, errors)
+        if entry.size < 0 or (entry.type in TAR_NOTES and entry.size > NOTE_BYTES):
+            raise UserError(f"the archive has a header that claims {entry.size} bytes: download it again")
+        return entry
 
 
 def is_archive(path: Path) -> bool:
@@ -137,8 +156,11 @@ def _members(archive: Path) -> Iterator[Member]:
                     odd = "encrypted" if info.flag_bits & 1 else _oddity(mode) if stat.S_IFMT(mode) else ""
                     yield Member(info.filename, info.file_size, odd, functools.partial(bundle.open, info))
         return
-    with tarfile.open(archive) as stream:  # not as a "r|*" stream, which takes a cut-off download for a whole one
+    # Not as a "r|*" stream, which takes a cut-off download for a whole one
+    with tarfile.open(archive, tarinfo=Entry) as stream:
         for entry in stream:
+            if entry.size < 0:  # as its notes say: what follows would be read again and again
+                raise tarfile.TarError(f"{entry.name!r} claims {entry.size} bytes")
             if not entry.isdir():
                 odd = "" if entry.isreg() else "a link" if entry.issym() or entry.islnk() else "not an ordinary file"
                 yield Member(entry.name, entry.size, odd, functools.partial(_open, stream, entry))

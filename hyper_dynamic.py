@@ -13,7 +13,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -355,7 +355,7 @@ class Trainer:
         expected = self._meta()
         for key in ("settings", "strides", "seed", "split", "genres"):
             if meta.get(key) != expected[key]:
-                raise UserError(f"{path} was made with another {key}: repeat its options, or start without --resume")
+                raise UserError(f"{path} was made with another {key}: repeat its options, or begin anew with --force")
         parts: dict[str, dict[str, torch.Tensor]] = {"network": {}, "average": {}, "optimiser": {}, "random": {}}
         state: dict[int, dict[str, torch.Tensor]] = {}
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
@@ -406,12 +406,28 @@ def _lines(path: Path) -> list[str]:
     return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
+def keep_unfinished(folder: Path) -> None:
+    """Raise UserError if the training in a folder was stopped before its end, so that it can go on."""
+    try:
+        stopped = load_checkpoint(folder / "latest.safetensors", "")[1]
+        epoch, epochs = stopped["progress"]["epoch"], stopped["settings"]["epochs"]
+    except (UserError, KeyError, TypeError):
+        return  # absent, or nothing can go on from it
+    with suppress(UserError):
+        if load_checkpoint(folder / "model.safetensors", "")[1].get("progress") == stopped["progress"]:
+            return  # it came to its end
+    what = f"a training that was stopped after {epoch} of {epochs} epochs"
+    raise UserError(f"{folder} holds {what}: go on with --resume, or give it up with --force")
+
+
 def training_command(
     argv: Sequence[str] | None, doc: str | None, settings: Settings, build: Callable[..., nn.Module]
 ) -> int:
     """``main`` of a training script: options from the settings, one run, a short table."""
     parser = argument_parser(doc, "--data", "--models", "--seed", "--device", "--threads")
-    parser.add_argument("--resume", action="store_true", help="go on with this run where it stopped")
+    stopped = parser.add_mutually_exclusive_group()
+    stopped.add_argument("--resume", action="store_true", help="go on with this run where it stopped")
+    stopped.add_argument("--force", action="store_true", help="begin anew where a training was stopped, and give it up")
     options = {option.name: option for option in dataclasses.fields(settings) if option.metadata}
     for name, option in options.items():
         default, text = getattr(settings, name), option.metadata["help"]
@@ -430,6 +446,8 @@ def training_command(
     folder = args.models / settings.name
     with team_on(pick_device(args.device)) as team, ExitStack() as stack:
         team.tell(stack.enter_context, locked(folder))
+        if not (args.resume or args.force):
+            team.tell(keep_unfinished, folder)
         trainer = Trainer(settings, build, catalogue, folder, args.seed, args.device, team=team)
         if team.rank == 0:
             print(f"{settings.name} on {team}, {len(trainer.labels)} training songs, split {catalogue.split['name']}")

@@ -10,10 +10,12 @@ import csv
 import dataclasses
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,12 +81,35 @@ def lend(source: Path, target: Path) -> None:
         (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
 
 
+_running: set[subprocess.Popen[bytes]] = set()
+
+
+@contextmanager
+def scripts_end_with_us() -> Iterator[None]:
+    """SIGTERM ends the scripts that ``run_script`` started, trainings after their step, and then this process."""
+
+    def end(number: int, _frame: object) -> None:
+        for script in [*_running]:
+            script.terminate()
+        complain("stopped; run the same command again to go on")
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def run_script(script: str, folder: Path, *options: str) -> None:
     """Run one of the numbered scripts on a round's folder; what it prints goes into a log there."""
     command = [sys.executable, str(ROOT / f"{script}.py"), "--data", str(folder / "data"), *options]
     log = folder / f"{script}.log"
-    with log.open("a", encoding="utf-8") as stream:
-        if subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode:
+    with log.open("a", encoding="utf-8") as stream, subprocess.Popen(command, stdout=stream, stderr=stream) as run:
+        _running.add(run)
+        code = run.wait()
+        _running.discard(run)
+        if code:
             lines = log.read_text(encoding="utf-8").splitlines() or ["no word of why"]
             raise UserError(f"{script}.py failed on {folder} ({lines[-1]}): see {log}, then repeat this command")
 
@@ -129,7 +154,7 @@ def run_rounds(
     folders = [runs / f"{protocol}_{number}" for number in range(rounds)]
     for number, folder in enumerate(folders):
         prepare_round(folder, round_catalogue(catalogue, repeats, protocol, number, lists), repeats)
-    with ThreadPoolExecutor(jobs) as pool:
+    with scripts_end_with_us(), ThreadPoolExecutor(jobs) as pool:
         trained: list[list[Future[None]]] = []
         ends: list[Future[None]] = []
 

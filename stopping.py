@@ -36,7 +36,8 @@ def signals_to(hear: Callable[[int], None]) -> Iterator[None]:
 
 def resume_command(launcher: Sequence[str], argv: Sequence[str] | None) -> str:
     """The command line that goes on with this run: ``launcher``, the script, its arguments, ``--resume``."""
-    words = [*launcher, sys.argv[0], *(sys.argv[1:] if argv is None else argv)]
+    given = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--force"]
+    words = [*launcher, sys.argv[0], *given]
     return shlex.join(words if "--resume" in words else [*words, "--resume"])
 
 

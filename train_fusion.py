@@ -90,8 +90,12 @@ def load_fusion(models: Path) -> tuple[Fusion, dict[str, Any]]:
             len(meta["genres"]),
         ):
             raise ValueError(f"coefficients of shape {fusion.coefficients.shape}")
-        if fusion.kept.dtype != np.int64 or fusion.kept.min(initial=0) < 0:
+        if not fusion.coefficients.dtype == fusion.intercept.dtype == np.float32:
+            raise ValueError(f"coefficients of type {fusion.coefficients.dtype}")
+        if fusion.kept.dtype != np.int64 or fusion.kept.ndim != 1 or fusion.kept.min(initial=0) < 0:
             raise ValueError("kept are no numbers of features")
+        if not isinstance(meta["members"], dict):
+            raise ValueError("members without sums")
         if not (0 < fusion.temperature < np.inf and 0 <= meta.get("min_confidence", 0) <= 1 and meta["genres"]):
             raise ValueError("temperature, min_confidence or genres")
     except (KeyError, TypeError, ValueError) as error:

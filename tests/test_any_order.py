@@ -91,9 +91,9 @@ class Story(RuleBasedStateMachine):
     def extract(self, stop):
         self.call(extract_features.main, "--workers", "1", stop=stop)
 
-    @rule(stop=stops, resume=st.booleans())
-    def train(self, stop, resume):
-        options = ["--models", str(self.models), *QUICK] + ["--resume"] * resume
+    @rule(stop=stops, how=st.sampled_from([[], ["--resume"], ["--force"]]))
+    def train(self, stop, how):
+        options = ["--models", str(self.models), *QUICK, *how]
         self.call(train_bigru_cnn.main, *options, stop=stop)
 
     @rule(place=st.integers(0, 10**6), part=st.sampled_from([None, 0, 0.5, 0.99]))
@@ -131,7 +131,7 @@ class Story(RuleBasedStateMachine):
         source = str(self.root / "songs")
         assert self.call(prepare_gtzan_data.main, "--source", source, "--workers", "1") == 0
         assert self.call(extract_features.main, "--workers", "1", "--force") == 0
-        assert self.call(train_bigru_cnn.main, "--models", str(self.models), *QUICK) == 0
+        assert self.call(train_bigru_cnn.main, "--models", str(self.models), *QUICK, "--force") == 0
         return load_checkpoint(self.models / "cnn_bigru" / "model.safetensors", "")[0]
 
 

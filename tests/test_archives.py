@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 import tarfile
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import prepare_gtzan_data
 from archives import Limits, extract_songs, place_of
 from common import UserError
 
@@ -96,6 +98,27 @@ def test_names_that_collide_without_case(tmp_path: Path, capsys: pytest.CaptureF
     assert "'x/Blues/A.WAV'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("suffix", [".zip", ".tar.gz"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_of_two_members_of_one_name_the_first_is_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    archive, songs = tmp_path / f"a{suffix}", [b"first", b"second"]
+    if suffix == ".zip":
+        with zipfile.ZipFile(archive, "w") as bundle:
+            for content in songs:
+                bundle.writestr("blues/a.wav", content)
+    else:
+        with tarfile.open(archive, "w:gz") as tar:
+            for content in songs:
+                info = tarfile.TarInfo("blues/a.wav")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    extract_songs(archive, tmp_path / "genres", GENEROUS)
+    assert contents(tmp_path / "genres") == {"blues/a.wav": b"first"}
+    assert "a second blues/a.wav" in capsys.readouterr().err
+
+
 def assert_refused(archive: Path, match: str, limits: Limits = GENEROUS) -> None:
     folder = archive.parent
     before = set(folder.parent.rglob("*"))
@@ -111,19 +134,20 @@ def test_outside_names_are_refused(tmp_path: Path, name: str, make: type) -> Non
     assert_refused(make(tmp_path / f"a{suffix}", {"blues/good.wav": b"1", name: b"2"}), "points outside")
 
 
+@pytest.mark.parametrize("mode", [0o120777, 0o020666, 0o060666, 0o010666], ids=["link", "character", "block", "pipe"])
+def test_zip_links_and_devices_are_refused(tmp_path: Path, mode: int) -> None:
+    odd = zipfile.ZipInfo("blues/evil.wav")
+    odd.external_attr = mode << 16
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as bundle:
+        bundle.writestr(odd, "/etc/passwd")
+    assert_refused(tmp_path / "a.zip", "a link|not an ordinary file")
+
+
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
 def test_tar_links_and_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
     odd = tarfile.TarInfo("blues/evil.wav")
     odd.type, odd.linkname = kind, "/etc/passwd"
     assert_refused(make_tar(tmp_path / "a.tar.gz", {"blues/good.wav": b"1"}, odd), "a link|not an ordinary file")
-
-
-def test_zip_link_is_refused(tmp_path: Path) -> None:
-    link = zipfile.ZipInfo("blues/evil.wav")
-    link.external_attr = 0o120777 << 16
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as bundle:
-        bundle.writestr(link, "/etc/passwd")
-    assert_refused(tmp_path / "a.zip", "a link")
 
 
 def test_encrypted_zip_is_refused(tmp_path: Path) -> None:
@@ -152,6 +176,48 @@ def test_bombs_are_refused(tmp_path: Path, limits: Limits, match: str, make: typ
     assert len(contents(tmp_path / "genres")) == 3
 
 
+def test_only_the_option_lifts_the_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(prepare_gtzan_data, "Limits", functools.partial(Limits, members=2))
+    archive = make_zip(tmp_path / "a.zip", {f"{genre}/{n}.wav": b"no sound" for genre in "ab" for n in (1, 2)})
+    options = ["--data", str(tmp_path / "data"), "--source", str(archive), "--workers", "1"]
+    assert prepare_gtzan_data.main(options) == 1
+    assert "more than 2 members: use --no-archive-limits if you trust it" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+    assert prepare_gtzan_data.main([*options, "--no-archive-limits"]) == 1
+    assert "none of the 4 songs" in capsys.readouterr().err
+
+
+def test_a_tar_whose_notes_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    """tarfile reads a long name or a PAX header whole before any limit can see it."""
+    for kind in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
+        note = tarfile.TarInfo("note")
+        note.type, note.size = kind, 1 << 32
+        assert_refused(make_tar(tmp_path / "a.tar.gz", {"blues/good.wav": b"1"}, note), "claims 4294967296 bytes")
+
+
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE])
+def test_a_tar_that_leads_back_to_itself_ends(tmp_path: Path, kind: bytes) -> None:
+    odd = tarfile.TarInfo("blues/a.wav")
+    odd.type = kind
+    header = bytearray(odd.tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b"\xff" * 8 + struct.pack(">i", -512)  # the size
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)  # the checksum
+    (tmp_path / "a.tar").write_bytes(bytes(header) + bytes(1024))
+    assert_refused(tmp_path / "a.tar", "claims -512 bytes")
+
+
+def test_a_tar_whose_notes_lead_back_ends(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as bundle:
+        for number in range(2):
+            info = tarfile.TarInfo(f"blues/{number}.wav")
+            info.pax_headers = {"size": "-1024"}
+            bundle.addfile(info)
+    assert_refused(tmp_path / "a.tar", "damaged")
+
+
 def test_zip_that_lies_about_a_size_is_refused(tmp_path: Path) -> None:
     """The limits go by announced sizes, so no more than that may be written."""
     archive = make_zip(tmp_path / "a.zip", {"blues/a.wav": bytes(100_000)})
@@ -166,6 +232,10 @@ def test_damage_is_told(tmp_path: Path) -> None:
     whole = make_tar(tmp_path / "a.tar.gz", {f"blues/{n}.wav": bytes(range(256)) * 50 for n in range(9)}).read_bytes()
     (tmp_path / "a.tar.gz").write_bytes(whole[: len(whole) // 2])
     assert_refused(tmp_path / "a.tar.gz", "damaged")
+    whole = make_zip(tmp_path / "h.zip", {f"blues/{n}.wav": bytes(range(256)) * 50 for n in range(9)}).read_bytes()
+    for part in (len(whole) // 2, len(whole) - 10):  # without its directory, and within it
+        (tmp_path / "h.zip").write_bytes(whole[:part])
+        assert_refused(tmp_path / "h.zip", "damaged")
     (tmp_path / "b.zip").write_bytes(b"<html>404</html>")
     assert_refused(tmp_path / "b.zip", "damaged")
     assert_refused(make_zip(tmp_path / "c.zip", {"readme.txt": b"x", "song.wav": b"x"}), "no songs")

@@ -16,9 +16,10 @@ from safetensors.torch import save_file
 
 import checkpoints
 from checkpoints import fill_network, load_checkpoint, save_checkpoint
-from common import UserError
+from common import UserError, file_sha256
 from extract_features import FEATURE_SETTINGS
 from extract_model_features import load_members
+from train_fusion import load_fusion
 
 MAKER = "train_dpa_cnn.py"
 
@@ -213,6 +214,13 @@ def test_wrong_shapes_names_and_kinds_are_refused(tensors):
 # ---------------------------------------------------------------- the released set of four
 
 
+def test_the_released_files_are_those_of_the_list(models):
+    """As ``cd models && sha256sum --check SHA256SUMS`` does."""
+    listed = dict(reversed(line.split("  ")) for line in (models / "SHA256SUMS").read_text().splitlines())
+    found = {path.relative_to(models).as_posix(): file_sha256(path) for path in models.glob("*/model.safetensors")}
+    assert found == listed, "released anew? cd models && sha256sum */model.safetensors > SHA256SUMS"
+
+
 def load_from(models: Path) -> None:
     from genre_detector import GenreDetector
 
@@ -253,15 +261,35 @@ def test_what_a_checkpoint_claims_is_checked(pipeline, tmp_path, key, value):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("temperature", -1), ("temperature", None), ("members", 3), ("min_confidence", "x"), ("genres", [])],
-)
-def test_what_a_fusion_claims_is_checked(pipeline, tmp_path, key, value):
-    models = shutil.copytree(pipeline.models, tmp_path / "models")
-    path = models / "fusion_progressive" / "model.safetensors"
-    tensors, meta = load_checkpoint(path, MAKER)
-    save_checkpoint(path, tensors, meta | {key: value})
+    [
+        ("temperature", -1), ("temperature", None), ("members", 3), ("members", ["a", "b", "c"]),
+        ("min_confidence", "x"), ("genres", []),
+    ],
+)  # fmt: skip
+def test_what_a_fusion_claims_is_checked(models, tmp_path, key, value):
+    tensors, meta = load_checkpoint(models / "fusion_progressive" / "model.safetensors", MAKER)
+    save_checkpoint(tmp_path / "fusion_progressive" / "model.safetensors", tensors, meta | {key: value})
     with pytest.raises(UserError, match=r"fusion_progressive.*run train_fusion\.py again"):
-        load_from(models)
+        load_fusion(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("coefficients", torch.Tensor.int), ("coefficients", lambda values: values.to(torch.complex64)),
+        ("coefficients", torch.Tensor.double), ("coefficients", lambda values: values[:-1].contiguous()),
+        ("intercept", torch.Tensor.bfloat16), ("intercept", lambda values: values[None]),
+        ("kept", torch.Tensor.float), ("kept", lambda values: values[:, None]), ("kept", lambda _: torch.tensor([-1])),
+    ],
+)  # fmt: skip
+def test_a_fusion_of_other_shapes_and_types_is_refused(models, tmp_path, name, change):
+    tensors, meta = load_checkpoint(models / "fusion_progressive" / "model.safetensors", MAKER)
+    save_checkpoint(
+        tmp_path / "fusion_progressive" / "model.safetensors", tensors | {name: change(tensors[name])}, meta
+    )
+    with pytest.raises(UserError, match=r"fusion_progressive.*run train_fusion\.py again") as caught:
+        load_fusion(tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_fusion_of_features_that_are_not_there_is_refused(pipeline, tmp_path):

@@ -18,6 +18,7 @@ import train_dpa_cnn
 from checkpoints import load_checkpoint
 from common import UserError, read_catalogue
 from extract_model_features import load_members
+from stopping import resume_command
 from train_fusion import CANDIDATES, Rows
 
 OPTIONS = {"epochs": 4, "check-every": 1, "width": 0.05, "window": 32, "share": 1, "batch-size": 4}
@@ -160,3 +161,37 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_epoch(tmp_path, monkeypat
     assert load_checkpoint(models / "dpa_cnn" / "latest.safetensors", "")[1]["progress"]["epoch"] == 2
     monkeypatch.undo()
     assert train_dpa_cnn.main([*command, "--resume"]) == 0
+
+
+def test_a_training_that_was_stopped_is_given_up_only_when_told_to(tmp_path, monkeypatch, capsys):
+    data, models = write_tiny_data(tmp_path / "data", EVEN), tmp_path / "models"
+    folder, command = models / "cnn_bigru", ["--data", str(data), "--models", str(models), *QUICK]
+
+    def fail(*_: object) -> None:
+        raise UserError("as if it were stopped")
+
+    monkeypatch.setattr(hyper_dynamic.Trainer, "_release", fail)
+    assert train_bigru_cnn.main(command) == 1
+    monkeypatch.undo()
+    kept = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for options in ([], ["--epochs=9"]):
+        capsys.readouterr()
+        assert train_bigru_cnn.main([*command, *options]) == 1
+        line = capsys.readouterr().err
+        assert "stopped after 4 of 4 epochs: go on with --resume, or give it up with --force" in line
+        assert line.count("\n") == 1
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == kept
+    assert train_bigru_cnn.main([*command, "--resume"]) == 0
+    assert train_bigru_cnn.main([*command, "--seed=1", "--epochs=1"]) == 0  # the one before came to its end
+    (folder / "model.safetensors").unlink()
+    assert train_bigru_cnn.main(command) == 1
+    (folder / "latest.safetensors").write_bytes(b"nothing that could go on")
+    assert train_bigru_cnn.main(command) == 0
+    (folder / "model.safetensors").unlink()
+    assert train_bigru_cnn.main([*command, "--force"]) == 0
+
+
+def test_the_command_that_goes_on_gives_nothing_up():
+    words = resume_command(["python"], ["--force", "--epochs=9"])
+    assert words.endswith(" --epochs=9 --resume")
+    assert "--force" not in words

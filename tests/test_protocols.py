@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +17,7 @@ from conftest import QUICK
 import evaluate
 import train_fusion
 from checkpoints import load_checkpoint
-from common import UserError, read_catalogue
+from common import UserError, locked, read_catalogue
 from protocols import ROUNDS, Pool, pooled, prepare_round, round_catalogue
 
 TINY = " ".join(map(str, QUICK[:-2]))  # the threads are the protocol's
@@ -112,6 +116,28 @@ def test_a_step_that_fails_names_its_log(mini_features, tmp_path, capsys):
     assert "train_bigru_cnn.log" in lines[0]
     assert "--epochs must be at least 1" in lines[0]
     assert Path(tmp_path / "artist_0" / "train_bigru_cnn.log").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM that a process hears")
+def test_a_protocol_that_is_stopped_leaves_no_training_behind(mini_features, repo, tmp_path):
+    command = [sys.executable, str(repo / "evaluate.py"), "--data", str(mini_features[0]), "--protocol", "artist"]
+    command += ["--runs", str(tmp_path), "--results", str(tmp_path), "--rounds", "1", "--jobs", "1"]
+    command += ["--training", f"{TINY} --epochs 5000"]
+    latest = tmp_path / "artist_0" / "models" / "cnn_bigru" / "latest.safetensors"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:
+        deadline = time.monotonic() + 200
+        while not latest.exists():
+            assert run.poll() is None, "it ended before it could be stopped"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        run.terminate()
+        assert run.communicate(timeout=100)[1].endswith("stopped; run the same command again to go on\n")
+    assert run.returncode == 128 + signal.SIGTERM
+    with locked(latest.parent):  # nobody is there any more
+        assert load_checkpoint(latest, "")[1]["progress"]["steps"] > 0
+    log = (tmp_path / "artist_0" / "train_bigru_cnn.log").read_text().splitlines()
+    assert "stopped by SIGTERM, all is saved" in log[-1]
+    assert not (tmp_path / "artist_0" / "train_dpa_cnn.log").exists(), "it began another"
 
 
 def test_pooled_figures():
