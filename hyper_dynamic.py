@@ -378,9 +378,10 @@ class Trainer:
         self._random_state = parts["random"]
 
     def _release(self) -> dict[str, Any]:
-        """Round the weights of the check with the least validation loss to half precision, calibrate, save them.
+        """Round the averaged weights to half precision, calibrate, save them.
 
-        Test songs have no part in this choice; the validation figure is the best of many checks, but for ``last``.
+        They are those of the schedule's end; without ``last`` those of the check with the least validation loss, and
+        then the validation figure is the best of many. Test songs have no part in it.
         """
         best, path = self.folder / "best.safetensors", self.folder / "model.safetensors"
         tensors, chosen = load_checkpoint(best, "this script without --resume")

@@ -31,7 +31,7 @@ class Settings:
 
     name: str  # of the folder below models/
     features: str  # "melspectrogram" or "mfcc"
-    epochs: int = setting(90, "length of the schedule; it has no early stopping", low=1)
+    epochs: int = setting(45, "length of the schedule; it has no early stopping", low=1)
     batch_size: int = setting(16, "windows a step", low=2)
     learning_rate: float = setting(2e-3, "peak of the one-cycle schedule")
     weight_decay: float = setting(0.02, "of AdamW, on weight matrices only")
@@ -41,7 +41,7 @@ class Settings:
     share: float = setting(0.12, "part of all windows an epoch draws; the published method has 1", low=0.001, high=1)
     label_smoothing: float = setting(0.1, "part of each target spread over all classes", high=1)
     mixup: float = setting(0.3, "alpha of mixup; 0 switches it off")
-    last: int = setting(0, "1: release the weights of the schedule's end, not of the check with the least loss", high=1)
+    last: int = setting(1, "1: release the weights of the schedule's end; 0: of the check with the least loss", high=1)
     coarse: int = setting(
         0, "1: strides that shrink frequency and time earlier, for about two thirds of the work", high=1
     )

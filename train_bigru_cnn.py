@@ -4,8 +4,8 @@ Its feature is the attention-weighted mean of the GRU's 128 outputs; the attenti
 goes with it into the fusion, so that the 256 places there hold two things and not one thing twice.
 
 Reads   data/metadata.json, data/processed/*_files.txt, data/processed/melspectrogram_normalized/
-Writes  models/cnn_bigru/model.safetensors   the frozen network: the best weights in half precision, calibrated
-        models/cnn_bigru/best.safetensors    averaged weights at the check with the least validation loss
+Writes  models/cnn_bigru/model.safetensors   the frozen network: averaged weights in half precision, calibrated
+        models/cnn_bigru/best.safetensors    those averaged weights in single precision
         models/cnn_bigru/latest.safetensors  everything that --resume needs
         models/cnn_bigru/log.jsonl           a line an epoch
 Next    extract_model_features.py
@@ -24,7 +24,7 @@ from extract_features import N_MELS
 from hyper_dynamic import training_command
 from rules import Settings
 
-SETTINGS = Settings(name="cnn_bigru", features="melspectrogram", epochs=50)
+SETTINGS = Settings(name="cnn_bigru", features="melspectrogram", epochs=40)
 
 
 @command

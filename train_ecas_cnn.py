@@ -1,8 +1,8 @@
 """Train the ECAS-CNN: MFCC input, four blocks with efficient channel and spatial attention, a 128-d feature.
 
 Reads   data/metadata.json, data/processed/*_files.txt, data/processed/mfcc/
-Writes  models/ecas_cnn/model.safetensors   the frozen network: the best weights in half precision, calibrated
-        models/ecas_cnn/best.safetensors    averaged weights at the check with the least validation loss
+Writes  models/ecas_cnn/model.safetensors   the frozen network: averaged weights in half precision, calibrated
+        models/ecas_cnn/best.safetensors    those averaged weights in single precision
         models/ecas_cnn/latest.safetensors  everything that --resume needs
         models/ecas_cnn/log.jsonl           a line an epoch
 Next    train_bigru_cnn.py, then extract_model_features.py
@@ -22,7 +22,7 @@ from extract_features import N_MFCC
 from hyper_dynamic import training_command
 from rules import Settings
 
-SETTINGS = Settings(name="ecas_cnn", features="mfcc", epochs=60)
+SETTINGS = Settings(name="ecas_cnn", features="mfcc", epochs=40)
 
 
 @command
