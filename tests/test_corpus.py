@@ -17,6 +17,7 @@ import pytest
 from corpus.make_corpus import ANSWERED, NOTED, REFUSED, Case, encoded, make, music, name_cases, without_xing
 
 import genre_detector
+from archives import is_audio_name
 from common import one_line, read_catalogue
 from extract_features import SAMPLE_RATE, SoundReader, decode
 from mp3_frames import survey
@@ -114,8 +115,9 @@ def test_preparation_and_extraction_name_what_they_leave_out(corpus, mini_source
     run = run_script("prepare_gtzan_data.py", "--source", source, "--data", data, "--workers", 2)
     songs = {song.file: song for song in read_catalogue(data).songs.values() if song.genre == "odd"}
     lines = [line.split(": ", 1)[1] for line in run.stderr.split("\n") if line.endswith("; left out")]
-    assert len(songs) == len(corpus)
-    for case in corpus.values():
+    cases = [case for case in corpus.values() if is_audio_name(case.name)]  # not wma and aac
+    assert len(songs) == len(cases)
+    for case in cases:
         file = f"odd/{case.name}"
         song = songs[file.encode("utf-8", "backslashreplace").decode()]
         told = [line for line in lines if line.startswith(f"{one_line(file)}: ")]

@@ -12,10 +12,10 @@ import json
 import tarfile
 import zipfile
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+from corpus.make_corpus import av_encoded
 
 import archives
 import checkpoints
@@ -168,24 +168,8 @@ def _sounds() -> list[bytes]:
         soundfile.write(stream, sound, 24_000, subtype, format=kind)
         contents.append(bytes([SUFFIXES.index(suffix)]) + stream.getvalue())
     with contextlib.suppress(ImportError):
-        contents += [bytes([SUFFIXES.index(suffix)]) + _with_av(sound[:, 0], *how) for suffix, *how in AV_KINDS]
+        contents += [bytes([SUFFIXES.index(suffix)]) + av_encoded(*how, sound[:, 0]) for suffix, *how in AV_KINDS]
     return contents
-
-
-def _with_av(sound: np.ndarray, kind: str, codec: str) -> bytes:
-    import av
-
-    stream = io.BytesIO()
-    with av.open(stream, "w", format=kind) as container:
-        track = container.add_stream(codec, rate=22_050, layout="mono")
-        track.bit_rate = 48_000
-        for first in range(0, len(sound), 1024):
-            block = np.ascontiguousarray(sound[None, first : first + 1024], dtype=np.float32)
-            frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="mono")
-            frame.rate, frame.pts, frame.time_base = 22_050, first, Fraction(1, 22_050)
-            container.mux(track.encode(frame))
-        container.mux(track.encode(None))
-    return stream.getvalue()
 
 
 def _checkpoints() -> list[bytes]:
