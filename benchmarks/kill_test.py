@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from joblib.externals.loky import get_reusable_executor
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -46,6 +47,8 @@ Command = list[str]
 SONGS = 18
 GENRES = ("polka", "samba", "waltz")
 TRAINED = {"train_dpa_cnn": "dpa_cnn", "train_ecas_cnn": "ecas_cnn", "train_bigru_cnn": "cnn_bigru"}
+ORPHAN_SECONDS = 20  # that worker processes of a killed run may take to end
+POOLED = ("prepare_gtzan_data", "extract_features")  # have joblib's worker processes
 MODELS = ["--models", "models"]
 DEVICE = ["--device", "cpu", "--threads", "1"]
 OUTPUT = Path(tempfile.gettempdir()) / f"kill_test_{os.getpid()}.txt"  # of all runs
@@ -106,6 +109,8 @@ def start(words: Command, folder: Path) -> Any:
         sys.argv = [f"{words[0]}.py", *words[1:]]
         code = __import__(words[0]).main(words[1:])
         sys.stdout.flush()
+        if words[0] in POOLED:  # as at the end of a process of its own; this one would wait until they are long idle
+            get_reusable_executor().shutdown()
         sys.exit(code)
 
     process = multiprocessing.get_context("fork").Process(target=work)
@@ -174,8 +179,8 @@ def starve(words: Command, folder: Path, grown: int, rng: np.random.Generator) -
 
 
 def still_there(groups: Iterable[int]) -> list[int]:
-    """Of the groups of killed runs those whose worker processes don't end by themselves within a minute."""
-    left, deadline = list(groups), time.monotonic() + 60
+    """Of the groups of killed runs those whose worker processes don't end by themselves."""
+    left, deadline = list(groups), time.monotonic() + ORPHAN_SECONDS
     while left and time.monotonic() < deadline:
         try:
             os.killpg(left[0], 0)
@@ -294,7 +299,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             groups += [group] * bool(group)
             if problem:
                 lost.append(f"kill {sum(kills.values())}, {step.name}: {problem}")
-    lost += [f"worker processes of group {group} outlive their run by a minute" for group in still_there(groups)]
+    lost += [
+        f"worker processes of group {group} outlive their run by {ORPHAN_SECONDS} s" for group in still_there(groups)
+    ]
     rows: list[tuple[object, ...]] = [(name, f"{whole[name].seconds:.1f}", kills[name]) for name in kills]
     rows.append(("all", f"{time.monotonic() - started:.0f}", sum(kills.values())))
     OUTPUT.unlink()
