@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -169,6 +170,18 @@ def test_the_sound_around_a_broken_place_is_kept(tmp_path):
 def decode_bytes(path: Path, content: bytes) -> np.ndarray:
     path.write_bytes(content)
     return decode(path).samples
+
+
+def test_marks_without_frames_cost_no_time(tmp_path):
+    """Ten megabytes of them took five seconds, a gigabyte would have taken minutes."""
+    path = tmp_path / "song.mp3"
+    path.write_bytes(b"\xff\xfb" * 5_000_000)
+    started = time.process_time()
+    assert survey(path).frames == 0
+    assert time.process_time() - started < 1.5
+    frames = encoded("mp3")
+    path.write_bytes(b"\xff\xfb" * 1000 + frames)
+    assert survey(path).frames > 100
 
 
 def test_flac_is_used_up_to_where_it_breaks_off(tmp_path):
