@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from checkpoints import content_sum, load_checkpoint  # noqa: E402
-from common import argument_parser, command, file_sha256, format_table, positive_int  # noqa: E402
+from common import argument_parser, command, complain, file_sha256, format_table, positive_int, progress  # noqa: E402
 
 Command = list[str]
 SONGS = 18
@@ -292,13 +292,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="kill_test_", dir=args.disk) as name:
         write_songs(Path(name) / "songs.zip")
         whole = undisturbed(killed, Path(name))
-        while sum(kills.values()) < args.kills:
-            step = killed[sum(kills.values()) % len(killed)]
-            kills[step.name] += 1
-            group, problem = disturb(step, Path(name), whole[step.name], rng, args.disk is not None)
-            groups += [group] * bool(group)
-            if problem:
-                lost.append(f"kill {sum(kills.values())}, {step.name}: {problem}")
+        try:
+            for number in progress(range(args.kills), "kills"):
+                step = killed[number % len(killed)]
+                group, problem = disturb(step, Path(name), whole[step.name], rng, args.disk is not None)
+                kills[step.name] += 1
+                groups += [group] * bool(group)
+                if problem:
+                    lost.append(f"kill {number + 1}, {step.name}: {problem}")
+        except KeyboardInterrupt:
+            complain("stopped; the table is of the kills so far")
     lost += [
         f"worker processes of group {group} outlive their run by {ORPHAN_SECONDS} s" for group in still_there(groups)
     ]
