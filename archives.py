@@ -52,12 +52,12 @@ class Member:
 
 
 class Entry(tarfile.TarInfo):
-    """A header of a tar that is refused before tarfile acts on it, where it would fill the memory or never end."""
+    """A header of a tar; refused before tarfile acts on it where that would fill the memory."""
 
     @classmethod
     def frombuf(cls, buf: bytes, encoding: str, errors: str) -> Entry:
         entry = super().frombuf(buf, encoding, errors)
-        if entry.size < 0 or (entry.type in TAR_NOTES and entry.size > NOTE_BYTES):
+        if entry.type in TAR_NOTES and entry.size > NOTE_BYTES:
             raise UserError(f"the archive has a header that claims {entry.size} bytes: download it again")
         return entry
 
@@ -159,7 +159,7 @@ def _members(archive: Path) -> Iterator[Member]:
     # Not as a "r|*" stream, which takes a cut-off download for a whole one
     with tarfile.open(archive, tarinfo=Entry) as stream:
         for entry in stream:
-            if entry.size < 0:  # as its notes say: what follows would be read again and again
+            if entry.size < 0:  # what stands before it would be read again and again
                 raise tarfile.TarError(f"{entry.name!r} claims {entry.size} bytes")
             if not entry.isdir():
                 odd = "" if entry.isreg() else "a link" if entry.issym() or entry.islnk() else "not an ordinary file"

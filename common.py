@@ -14,6 +14,7 @@ import os
 import socket
 import sys
 import tempfile
+import threading
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,7 +31,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 SPLITS = ("train", "val", "test")
 CATALOGUE_FORMAT = 1
-IDLE_SECONDS = 10  # after which worker processes end: nobody else ends those of a killed run
 
 
 # ---------------------------------------------------------------- command line
@@ -143,6 +143,24 @@ def one_line(text: str) -> str:
     return "".join(
         sign if sign.isprintable() or unicodedata.category(sign) == "Zs" else ascii(sign)[1:-1] for sign in text
     )
+
+
+def workers_end_with_us() -> dict[str, Any]:
+    """Options of ``joblib.Parallel``: its processes end within a second or two of this one, however that dies.
+
+    Those of a killed run would otherwise work on in a folder that the next run has. Windows doesn't tell orphans that
+    they are; there they end when they have had nothing to do for ten seconds.
+    """
+    return {"initializer": _end_with, "initargs": (os.getpid(),), "idle_worker_timeout": 10}
+
+
+def _end_with(parent: int) -> None:
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def progress(iterable: Iterable[Any], description: str, total: int | None = None) -> Iterable[Any]:

@@ -54,8 +54,11 @@ def write_genre(path: Path, genre: str) -> None:
         if read_genre(copy) != [genre] or abs(_open(copy)[0].info.length - length) > 0.1:
             raise UserError(f"{path}: its tags can't be written; the file is as it was")
         os.replace(copy, path)
-    except OSError as error:
-        raise UserError(f"{path}: its tags can't be written ({error.strerror}); the file is as it was") from None
+    except UserError:
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: its tags can't be written ({reason}); the file is as it was") from None
     finally:
         copy.unlink(missing_ok=True)
 
@@ -69,8 +72,8 @@ def _open(path: Path) -> tuple[Any, str]:
 
     try:
         audio = mutagen.File(path, easy=True)
-    except mutagen.MutagenError as error:
-        raise UserError(f"{path}: its tags can't be read ({error})") from None
+    except Exception as error:  # MutagenError and, of damaged files, whatever else goes wrong
+        raise UserError(f"{path}: its tags can't be read ({error or type(error).__name__})") from None
     if audio is None:
         raise UserError(f"{path}: its format carries no tags that mutagen knows")
     return audio, "TCON" if isinstance(audio, WAVE | AIFF) else "WM/Genre" if isinstance(audio, ASF) else "genre"

@@ -30,7 +30,6 @@ from typing import Any
 import numpy as np
 
 from common import (
-    IDLE_SECONDS,
     Catalogue,
     UserError,
     argument_parser,
@@ -43,6 +42,7 @@ from common import (
     read_array,
     read_catalogue,
     read_json,
+    workers_end_with_us,
     write_array,
     write_json,
 )
@@ -448,7 +448,7 @@ def _extract_all(catalogue: Catalogue, tracks: list[str], workers: int) -> Itera
         return {kind: feature_path(catalogue.data, kind, track) for kind in FOLDERS}
 
     jobs = (delayed(_extract)(track, catalogue.audio_path(track), targets(track)) for track in tracks)
-    return Parallel(n_jobs=workers, return_as="generator_unordered", idle_worker_timeout=IDLE_SECONDS)(jobs)
+    return Parallel(n_jobs=workers, return_as="generator_unordered", **workers_end_with_us())(jobs)
 
 
 def _run(args: argparse.Namespace) -> int:

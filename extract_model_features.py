@@ -83,9 +83,14 @@ class Member:
         return self.network.feature_size
 
     def outputs(self, songs: Sequence[dict[str, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Calibrated log-probabilities (windows, classes) and features (windows, d) of each song's windows."""
+        """Calibrated log-probabilities (windows, classes) and features (windows, d) of each song's windows.
+
+        Raises UserError where they are no numbers, because the weights are too large.
+        """
         kind = self.meta["settings"]["features"]
         raw = network_outputs(self.network, [song[kind] for song in songs], self.window, self.overlap)
+        if not all(np.isfinite(array).all() for pair in raw for array in pair):
+            raise UserError(f"{self.name} answers with NaN or infinity: train it again with {MEMBERS[self.name]}.py")
         return [(calibrated(windows, self.meta["temperature"]), features) for windows, features in raw]
 
 

@@ -176,7 +176,10 @@ class Trainer:
             self._load_latest()
         else:  # what an earlier run left must not be what --resume goes on from
             self.team.tell((self.folder / "latest.safetensors").unlink, True)
-        records = [line for line in _lines(log) if json.loads(line)["epoch"] < self.state.epoch] if resume else []
+        try:
+            records = [line for line in _lines(log) if json.loads(line)["epoch"] < self.state.epoch] if resume else []
+        except (ValueError, KeyError, TypeError):
+            self.team.refuse(f"{log} is damaged: delete it, then go on with --resume")
         self.team.tell(write_text, log, "".join(records))
         self._clock = time.monotonic()
         epochs = range(self.state.epoch, self.settings.epochs)

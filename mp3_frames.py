@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -16,6 +17,7 @@ from typing import IO
 SYNC = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]")  # layer III of MPEG 1, 2 and 2.5
 ROW = 3  # frames in a row: fewer may be chance
 WINDOW = 1 << 16  # bytes searched at a time
+CHANCES = 300_000  # marks that may turn out to be none, in a file: gigabytes of chance have fewer
 ALIKE = 0xFFFE0C00  # of a header: what all frames of a file have in common (version, layer, rate)
 KBITS = {
     True: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -66,10 +68,10 @@ def frame_length(header: int) -> int:
 def survey(path: Path) -> Mp3:
     """Find the frames of a file in one pass, in bounded memory; ``frames`` is 0 where it is no mp3."""
     found = Mp3()
-    size = os.path.getsize(path)
+    size, chances = os.path.getsize(path), iter(range(CHANCES))
     with path.open("rb") as stream:
         place = _after_tags(stream)
-        while (place := _next_run(stream, place, found.header)) < size:
+        while (place := _next_run(stream, place, found.header, chances)) < size:
             start = place
             found.header = found.header or _header(stream, place)
             while length := _like(found.header, _header(stream, place)):
@@ -153,8 +155,11 @@ def _after_tags(stream: IO[bytes]) -> int:
         place = end
 
 
-def _next_run(stream: IO[bytes], place: int, first: int) -> int:
-    """Where the next row of frames starts, like ``first`` if that isn't 0; far behind the end if there is none."""
+def _next_run(stream: IO[bytes], place: int, first: int, chances: Iterator[int]) -> int:
+    """Where the next row of frames starts, like ``first`` if that isn't 0; far behind the end if there is none.
+
+    A mark that begins no row takes one of the ``chances``; without any left, there is none either.
+    """
     while True:
         stream.seek(place)
         window = stream.read(WINDOW)
@@ -168,6 +173,8 @@ def _next_run(stream: IO[bytes], place: int, first: int) -> int:
                 at += length
             else:
                 return place + match.start()
+            if next(chances, None) is None:
+                return 1 << 62
         if len(window) < WINDOW:
             return 1 << 62
         place += WINDOW - 1  # a mark may lie across the border

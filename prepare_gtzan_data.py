@@ -33,7 +33,6 @@ import numpy as np
 
 from archives import ARCHIVE_SUFFIXES, AUDIO_SUFFIXES, Limits, extract_songs, is_archive, is_audio_name
 from common import (
-    IDLE_SECONDS,
     SPLITS,
     Catalogue,
     Song,
@@ -49,6 +48,7 @@ from common import (
     one_line,
     positive_int,
     progress,
+    workers_end_with_us,
     write_catalogue,
 )
 from repeats import DEFAULT_THRESHOLD, Repeat, find_repeats, fingerprint, sound_digest
@@ -190,7 +190,7 @@ def check_songs(songs: Sequence[Song], data: Path, min_seconds: float, workers: 
     from joblib import Parallel, delayed
 
     jobs = (delayed(check_song)(data / song.path, song.file, min_seconds) for song in songs)
-    results = Parallel(n_jobs=workers, return_as="generator", idle_worker_timeout=IDLE_SECONDS)(jobs)
+    results = Parallel(n_jobs=workers, return_as="generator", **workers_end_with_us())(jobs)
     return list(progress(results, "checking songs", len(songs)))
 
 

@@ -5,11 +5,15 @@ processes. Then the same command goes on (a training with --resume where there i
 file must equal that of an undisturbed run: bit for bit, but for the seconds a training says it took. Runs are forked
 from this process, which has imported everything, so that kills hit work and not imports. POSIX only.
 
+With --disk runs aren't killed: the disk is full after a random number of bytes. Each must then end with exit code 1
+and one line, and go on likewise once there is room.
+
 Reads   nothing: songs and networks are made up
 Writes  a table on standard output; exit code 1 if anything was lost
 
-Example
+Examples
     python benchmarks/kill_test.py --kills 63 --seed 0
+    mount -t tmpfs -o size=64m tmpfs /mnt/small && python benchmarks/kill_test.py --disk /mnt/small
 """
 
 from __future__ import annotations
@@ -31,19 +35,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from joblib.externals.loky import get_reusable_executor
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from checkpoints import content_sum, load_checkpoint  # noqa: E402
-from common import argument_parser, command, file_sha256, format_table, positive_int  # noqa: E402
+from common import argument_parser, command, complain, file_sha256, format_table, positive_int, progress  # noqa: E402
 
 Command = list[str]
 SONGS = 18
 GENRES = ("polka", "samba", "waltz")
 TRAINED = {"train_dpa_cnn": "dpa_cnn", "train_ecas_cnn": "ecas_cnn", "train_bigru_cnn": "cnn_bigru"}
+ORPHAN_SECONDS = 20  # that worker processes of a killed run may take to end
+POOLED = ("prepare_gtzan_data", "extract_features")  # have joblib's worker processes
 MODELS = ["--models", "models"]
 DEVICE = ["--device", "cpu", "--threads", "1"]
+OUTPUT = Path(tempfile.gettempdir()) / f"kill_test_{os.getpid()}.txt"  # of all runs
 SMALL = {"epochs": 4, "check-every": 2, "width": 0.05, "window": 32, "share": 1, "batch-size": 4}
 
 
@@ -94,13 +102,15 @@ def start(words: Command, folder: Path) -> Any:
     def work() -> None:
         os.setpgrp()  # no session of its own: on Linux that would lose the low priority this test was started with
         os.chdir(folder)
-        output = os.open(folder.parent / "output.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        output = os.open(OUTPUT, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.dup2(output, 1)
         os.dup2(output, 2)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
         sys.argv = [f"{words[0]}.py", *words[1:]]
         code = __import__(words[0]).main(words[1:])
         sys.stdout.flush()
+        if words[0] in POOLED:  # as at the end of a process of its own; this one would wait until they are long idle
+            get_reusable_executor().shutdown()
         sys.exit(code)
 
     process = multiprocessing.get_context("fork").Process(target=work)
@@ -120,7 +130,7 @@ def go_on(words: Command, folder: Path) -> None:
     if name and (folder / "models" / name / "latest.safetensors").exists() and run([*words, "--resume"], folder) == 0:
         return
     if code := run(words, folder):
-        raise RuntimeError(f"{' '.join(words)} left with {code}: {(folder.parent / 'output.txt').read_text()[-500:]}")
+        raise RuntimeError(f"{' '.join(words)} left with {code}: {OUTPUT.read_text()[-500:]}")
 
 
 def listing(folder: Path) -> list[tuple[str, int, int]]:
@@ -153,9 +163,24 @@ def kill(words: Command, folder: Path, seconds: float, rng: np.random.Generator)
     return process.pid if process.exitcode == -signal.SIGKILL else 0
 
 
+def starve(words: Command, folder: Path, grown: int, rng: np.random.Generator) -> str | None:
+    """Run with room for less than a run needs (bytes); what is wrong with its end, None if it had room enough."""
+    ballast, seen = folder.parent / "ballast", len(OUTPUT.read_bytes())
+    room = shutil.disk_usage(folder).free - int(rng.uniform(0, max(1, grown)))
+    with ballast.open("wb") as stream:
+        os.posix_fallocate(stream.fileno(), 0, max(1, room))
+    code = run(words, folder)
+    ballast.unlink()
+    if code == 0:
+        return None
+    said = OUTPUT.read_bytes()[seen:].decode()
+    lines = [line for line in said.splitlines() if line.startswith(f"{words[0]}.py: ")]
+    return "" if code == 1 and len(lines) == 1 and "Traceback" not in said else f"left with {code}: {said[-300:]}"
+
+
 def still_there(groups: Iterable[int]) -> list[int]:
-    """Of the groups of killed runs those whose worker processes don't end by themselves within a minute."""
-    left, deadline = list(groups), time.monotonic() + 60
+    """Of the groups of killed runs those whose worker processes don't end by themselves."""
+    left, deadline = list(groups), time.monotonic() + ORPHAN_SECONDS
     while left and time.monotonic() < deadline:
         try:
             os.killpg(left[0], 0)
@@ -197,38 +222,55 @@ def difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
 # ---------------------------------------------------------------- the test
 
 
-def undisturbed(wanted: Sequence[Step], folder: Path) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
-    """Run each step once, keeping the state before each step; seconds and the files afterwards, by step."""
-    seconds, expected = {}, {}
+@dataclass(frozen=True)
+class Whole:
+    """A step that nothing disturbed."""
+
+    seconds: float
+    grown: int  # bytes by which its folder grew
+    files: dict[str, Any]  # as ``contents`` has them
+
+
+def undisturbed(wanted: Sequence[Step], folder: Path) -> dict[str, Whole]:
+    """Run each step once, keeping the state before each step."""
+    found = {}
     work = folder / "work"
     work.mkdir()
     for step in wanted:
         shutil.copytree(work, folder / "before" / step.name)
-        started = time.monotonic()
+        started, before = time.monotonic(), sum(size for _, size, _ in listing(work))
         for words in step.commands:
             go_on(words, work)
-        seconds[step.name], expected[step.name] = time.monotonic() - started, contents(work)
-    return seconds, expected
+        grown = sum(size for _, size, _ in listing(work)) - before
+        found[step.name] = Whole(time.monotonic() - started, grown, contents(work))
+    return found
 
 
-def disturb(
-    step: Step, folder: Path, seconds: float, expected: dict[str, Any], rng: np.random.Generator
-) -> tuple[int, str]:
-    """Kill one of a step's commands, then go on; the group of processes, and what was lost ("" if nothing was)."""
+def disturb(step: Step, folder: Path, whole: Whole, rng: np.random.Generator, full: bool) -> tuple[int, str]:
+    """Kill one of a step's commands, or let the disk be ``full``, then go on.
+
+    Returns the group of processes that was killed, and what was lost ("" if nothing was).
+    """
     work = folder / "work"
-    victim, group = int(rng.integers(len(step.commands))), 0
-    while not group:  # it may have been too quick
+    group, problem = 0, None
+    while not group and problem is None:  # it may have been too quick
+        victim = int(rng.integers(len(step.commands)))
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(folder / "before" / step.name, work)
         for words in step.commands[:victim]:
             run(words, work)
-        group = kill(step.commands[victim], work, seconds / len(step.commands), rng)
+        if full:
+            problem = starve(step.commands[victim], work, whole.grown, rng)
+        else:
+            group = kill(step.commands[victim], work, whole.seconds / len(step.commands), rng)
+    if problem:
+        return group, problem
     try:
         for words in step.commands[victim:]:
             go_on(words, work)
     except RuntimeError as error:
         return group, str(error)
-    return group, difference(contents(work), expected)
+    return group, difference(contents(work), whole.files)
 
 
 @command
@@ -236,6 +278,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__, "--seed")
     parser.add_argument("--kills", type=positive_int, default=63, metavar="N", help="of all steps together")
     parser.add_argument("--steps", type=positive_int, default=7, metavar="N", help="the first N of the pipeline")
+    parser.add_argument(
+        "--disk", type=Path, metavar="DIR", help="a small file system: let it be full, and kill nothing"
+    )
     args = parser.parse_args(argv)
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a forked process has none of its parent's threads
 
@@ -244,20 +289,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         __import__(script)
     kills = {step.name: 0 for step in killed}
     started, groups = time.monotonic(), list[int]()
-    with tempfile.TemporaryDirectory(prefix="kill_test_") as name:
+    with tempfile.TemporaryDirectory(prefix="kill_test_", dir=args.disk) as name:
         write_songs(Path(name) / "songs.zip")
-        seconds, expected = undisturbed(killed, Path(name))
-        while sum(kills.values()) < args.kills:
-            step = killed[sum(kills.values()) % len(killed)]
-            kills[step.name] += 1
-            group, problem = disturb(step, Path(name), seconds[step.name], expected[step.name], rng)
-            groups.append(group)
-            if problem:
-                lost.append(f"kill {sum(kills.values())}, {step.name}: {problem}")
-    lost += [f"worker processes of group {group} outlive their run by a minute" for group in still_there(groups)]
-    rows: list[tuple[object, ...]] = [(name, f"{seconds[name]:.1f}", kills[name]) for name in kills]
+        whole = undisturbed(killed, Path(name))
+        try:
+            for number in progress(range(args.kills), "kills"):
+                step = killed[number % len(killed)]
+                group, problem = disturb(step, Path(name), whole[step.name], rng, args.disk is not None)
+                kills[step.name] += 1
+                groups += [group] * bool(group)
+                if problem:
+                    lost.append(f"kill {number + 1}, {step.name}: {problem}")
+        except KeyboardInterrupt:
+            complain("stopped; the table is of the kills so far")
+    lost += [
+        f"worker processes of group {group} outlive their run by {ORPHAN_SECONDS} s" for group in still_there(groups)
+    ]
+    rows: list[tuple[object, ...]] = [(name, f"{whole[name].seconds:.1f}", kills[name]) for name in kills]
     rows.append(("all", f"{time.monotonic() - started:.0f}", sum(kills.values())))
-    print(format_table(("step", "seconds undisturbed", "kills"), rows))
+    OUTPUT.unlink()
+    print(format_table(("step", "seconds undisturbed", "full disks" if args.disk else "kills"), rows))
     print(f"seed {args.seed}: " + ("nothing lost" if not lost else "; ".join(lost)))
     return int(bool(lost))
 

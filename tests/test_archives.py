@@ -197,25 +197,13 @@ def test_a_tar_whose_notes_fill_the_memory_is_refused(tmp_path: Path) -> None:
         assert_refused(make_tar(tmp_path / "a.tar.gz", {"blues/good.wav": b"1"}, note), "claims 4294967296 bytes")
 
 
-@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE])
-def test_a_tar_that_leads_back_to_itself_ends(tmp_path: Path, kind: bytes) -> None:
-    odd = tarfile.TarInfo("blues/a.wav")
-    odd.type = kind
-    header = bytearray(odd.tobuf(tarfile.GNU_FORMAT))
-    header[124:136] = b"\xff" * 8 + struct.pack(">i", -512)  # the size
-    header[148:156] = b" " * 8
-    header[148:156] = b"%06o\0 " % sum(header)  # the checksum
-    (tmp_path / "a.tar").write_bytes(bytes(header) + bytes(1024))
-    assert_refused(tmp_path / "a.tar", "claims -512 bytes")
-
-
-def test_a_tar_whose_notes_lead_back_ends(tmp_path: Path) -> None:
+def test_a_tar_that_leads_back_to_itself_ends(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as bundle:
-        for number in range(2):
-            info = tarfile.TarInfo(f"blues/{number}.wav")
-            info.pax_headers = {"size": "-1024"}
-            bundle.addfile(info)
-    assert_refused(tmp_path / "a.tar", "damaged")
+        bundle.addfile(tarfile.TarInfo("first.txt"))
+        back = tarfile.TarInfo("second.txt")
+        back.pax_headers = {"size": "-1536"}  # to its own PAX header
+        bundle.addfile(back)
+    assert_refused(tmp_path / "a.tar", "claims -1536 bytes")
 
 
 def test_zip_that_lies_about_a_size_is_refused(tmp_path: Path) -> None:

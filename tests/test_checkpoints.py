@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import checkpoints
+import genre_detector
 from checkpoints import fill_network, load_checkpoint, save_checkpoint
 from common import UserError, file_sha256
 from extract_features import FEATURE_SETTINGS
@@ -290,6 +291,18 @@ def test_a_fusion_of_other_shapes_and_types_is_refused(models, tmp_path, name, c
     with pytest.raises(UserError, match=r"fusion_progressive.*run train_fusion\.py again") as caught:
         load_fusion(tmp_path)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_weights_too_large_to_reckon_with_are_no_answer(models, tmp_path, repo, capsys):
+    tensors, meta = load_checkpoint(models / "cnn_bigru" / "model.safetensors", MAKER)
+    large = {name: t.float() * 1e30 if t.is_floating_point() else t for name, t in tensors.items()}
+    save_checkpoint(tmp_path / "cnn_bigru" / "model.safetensors", large, meta)
+    options = ["--models", str(tmp_path), "--model", "cnn_bigru", "--device", "cpu", "--duration", "7", "--json"]
+    assert genre_detector.main([*options, str(repo / "examples" / "demo_song.ogg")]) == 1
+    captured = capsys.readouterr()
+    assert "cnn_bigru answers with NaN or infinity: train it again with train_bigru_cnn.py" in captured.err
+    assert captured.err.count("\n") == 1
+    assert json.loads(captured.out) == []
 
 
 def test_a_fusion_of_features_that_are_not_there_is_refused(pipeline, tmp_path):

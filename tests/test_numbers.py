@@ -191,6 +191,19 @@ def test_a_training_that_was_stopped_is_given_up_only_when_told_to(tmp_path, mon
     assert train_bigru_cnn.main([*command, "--force"]) == 0
 
 
+@pytest.mark.parametrize("damage", [b"\0\0\n", b"[]\n", b"{}\n", b"\xff\n"])
+def test_a_damaged_log_is_one_line_and_the_run_goes_on_without_it(tmp_path, capsys, damage):
+    data, log = write_tiny_data(tmp_path / "data", EVEN), tmp_path / "models" / "cnn_bigru" / "log.jsonl"
+    command = ["--data", str(data), "--models", str(tmp_path / "models"), *QUICK]
+    assert train_bigru_cnn.main(command) == 0
+    log.write_bytes(damage)
+    capsys.readouterr()
+    assert train_bigru_cnn.main([*command, "--resume"]) == 1
+    assert f"{log} is damaged: delete it, then go on with --resume" in capsys.readouterr().err
+    log.unlink()
+    assert train_bigru_cnn.main([*command, "--resume"]) == 0
+
+
 def test_the_command_that_goes_on_gives_nothing_up():
     words = resume_command(["python"], ["--force", "--epochs=9"])
     assert words.endswith(" --epochs=9 --resume")

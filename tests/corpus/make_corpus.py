@@ -62,6 +62,27 @@ def encoded(suffix: str, sound: np.ndarray | None = None, rate: int = RATE, subt
     return stream.getvalue()
 
 
+def av_encoded(kind: str, codec: str, sound: np.ndarray | None = None) -> bytes:
+    """A whole file of a format that libsndfile doesn't write: a container and a codec of PyAV."""
+    import io
+    from fractions import Fraction
+
+    import av
+
+    sound = music()[:, 0] if sound is None else sound
+    stream = io.BytesIO()
+    with av.open(stream, "w", format=kind) as container:
+        track = container.add_stream(codec, rate=RATE, layout="mono")
+        track.bit_rate = 48_000
+        for first in range(0, len(sound), 1024):
+            block = np.ascontiguousarray(sound[None, first : first + 1024], dtype=np.float32)
+            frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="mono")
+            frame.rate, frame.pts, frame.time_base = RATE, first, Fraction(1, RATE)
+            container.mux(track.encode(frame))
+        container.mux(track.encode(None))
+    return stream.getvalue()
+
+
 def wav(
     sound: bytes | None = None,
     rate: int = RATE,
@@ -205,6 +226,26 @@ def flawed_cases() -> list[Case]:
     return cases
 
 
+def av_cases() -> list[Case]:
+    """Formats that PyAV reads; none without it."""
+    try:
+        m4a, wma, aac = av_encoded("mp4", "aac"), av_encoded("asf", "wmav2"), av_encoded("adts", "aac")
+    except ImportError:
+        return []
+    cases = [
+        Case("whole.m4a", "a whole m4a", ANSWERED, m4a),
+        Case("whole.wma", "a whole wma", ANSWERED, wma),
+        Case("whole.aac", "a whole aac", ANSWERED, aac),
+        Case("half.wma", "wma, cut in the middle", NOTED, half(wma)),
+        Case("half.m4a", "m4a, cut in the middle: its index stands at the end", REFUSED, half(m4a)),
+        Case("chance.m4a", "random bytes named m4a", REFUSED, np.random.default_rng(1).bytes(50_000)),
+        Case("lies.m4a", "m4a whose boxes announce 4 GB", REFUSED, m4a.replace(b"stsz", b"\xff\xff\xff\xff")),
+    ]
+    for place in (4, 8, m4a.index(b"ftyp") + 4, m4a.index(b"mdat") - 4, m4a.index(b"moov") + 4, m4a.index(b"stsd") + 4):
+        cases.append(Case(f"first {place}.m4a", f"the first {place} bytes of m4a", REFUSED, m4a[:place]))
+    return cases
+
+
 def refused_cases() -> list[Case]:
     """Files of which nothing can be used."""
     samples = (music()[:, 0] * 32767).astype("<i2").tobytes()
@@ -221,10 +262,11 @@ def refused_cases() -> list[Case]:
         for place in places:
             name, what = f"first {place}.{suffix}", f"the first {place} bytes of {suffix}"
             cases.append(Case(name, what, REFUSED, content[:place]))
-    ogg = encoded("ogg")
-    for number in (1, 2):
-        what = f"the first {number} pages of ogg"
-        cases.append(Case(f"first page {number}.ogg", what, REFUSED, ogg[: page(ogg, number)]))
+    for suffix, rate in (("ogg", RATE), ("opus", 48_000)):
+        content = encoded(suffix, rate=rate)
+        for number in (1, 2):
+            what = f"the first {number} pages of {suffix}"
+            cases.append(Case(f"first page {number}.{suffix}", what, REFUSED, content[: page(content, number)]))
     nothing = np.full(round(SECONDS * RATE), np.nan, dtype="<f4").tobytes()
     text = "These are words, and no music.\n" * 500
     chance = np.random.default_rng(1).bytes(50_000)
@@ -284,7 +326,7 @@ def name_cases() -> list[Case]:
 
 
 def cases() -> list[Case]:
-    return [*sound_cases(), *flawed_cases(), *refused_cases(), *name_cases()]
+    return [*sound_cases(), *flawed_cases(), *av_cases(), *refused_cases(), *name_cases()]
 
 
 def make(folder: Path) -> dict[str, Case]:

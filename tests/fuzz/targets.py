@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from corpus.make_corpus import av_encoded
 
 import archives
 import checkpoints
@@ -27,7 +28,9 @@ import prepare_gtzan_data
 import train_fusion
 from common import SPLITS, Song, UserError
 
-SUFFIXES = (".wav", ".mp3", ".flac", ".ogg", ".aiff", ".au", ".opus", ".m4a")
+SUFFIXES = (".wav", ".mp3", ".flac", ".ogg", ".aiff", ".au", ".opus", ".m4a", ".wma")
+KINDS = ("WAV", "MP3", "FLAC", "OGG", "AIFF", "AU")  # of libsndfile
+AV_KINDS = ((".m4a", "mp4", "aac"), (".wma", "asf", "wmav2"))  # of PyAV: suffix, container, codec
 LISTS = {"train": "a/a.0.wav\n", "val": "b/b.0.wav\n", "test": "a/a.1.wav\n"}
 MADE_BY = "train_dpa_cnn.py"
 
@@ -50,11 +53,17 @@ def decode(content: bytes, folder: Path) -> None:
 
 def tags(content: bytes, folder: Path) -> None:
     """The first byte picks the suffix."""
-    if content:
-        path = folder / f"song{SUFFIXES[content[0] % len(SUFFIXES)]}"
-        path.write_bytes(content[1:])
-        with contextlib.suppress(UserError):
-            detector_tags.read_genre(path)
+    if not content:
+        return
+    path = folder / f"song{SUFFIXES[content[0] % len(SUFFIXES)]}"
+    path.write_bytes(content[1:])
+    with contextlib.suppress(UserError):
+        detector_tags.read_genre(path)
+    try:
+        detector_tags.write_genre(path, "jazz")
+    except UserError:
+        assert path.read_bytes() == content[1:]
+    assert [*folder.iterdir()] == [path]
 
 
 def checkpoint(content: bytes, folder: Path) -> None:
@@ -154,10 +163,12 @@ def _sounds() -> list[bytes]:
 
     sound = 0.1 * np.random.default_rng(0).standard_normal((3000, 1))
     contents = []
-    for number, kind in enumerate(("WAV", "MP3", "FLAC", "OGG", "AIFF", "AU")):
+    for suffix, kind, subtype in (*((f".{kind.lower()}", kind, None) for kind in KINDS), (".opus", "OGG", "OPUS")):
         stream = io.BytesIO()
-        soundfile.write(stream, sound, 22_050, format=kind)
-        contents.append(bytes([number]) + stream.getvalue())
+        soundfile.write(stream, sound, 24_000, subtype, format=kind)
+        contents.append(bytes([SUFFIXES.index(suffix)]) + stream.getvalue())
+    with contextlib.suppress(ImportError):
+        contents += [bytes([SUFFIXES.index(suffix)]) + av_encoded(*how, sound[:, 0]) for suffix, *how in AV_KINDS]
     return contents
 
 
