@@ -368,19 +368,6 @@ def dct_basis(n_mfcc: int = N_MFCC, n_mels: int = N_MELS) -> np.ndarray:
     return basis.astype(np.float32)
 
 
-def frame_correlation(log_mel: np.ndarray) -> float:
-    """Correlation of neighbouring frames of a normalised log-mel (128, frames), over all bands; 0 for silence.
-
-    Of noise it is 0.50, because frames overlap by three quarters; what lasts or returns makes it larger.
-    """
-    products = squares = 0.0
-    for band in log_mel:  # one at a time: a long song in single precision is large
-        values = band.astype(np.float32)
-        products += float(values[1:] @ values[:-1])
-        squares += float(values @ values)
-    return products / squares if squares else 0.0
-
-
 # ---------------------------------------------------------------- feature files
 
 
