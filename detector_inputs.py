@@ -18,8 +18,9 @@ import numpy as np
 
 from archives import AUDIO_SUFFIXES
 from common import UserError
+from decoding import AV_SUFFIXES, SoundReader
 from detector_unlike import sounds_like
-from extract_features import AV_SUFFIXES, SoundReader, song_features
+from extract_features import song_features
 from sound_faults import no_file
 
 SUFFIXES = AUDIO_SUFFIXES | AV_SUFFIXES

@@ -60,7 +60,8 @@ def median_time(work: Callable[[], object], repeat: int) -> float:
 
 def stages(detector: GenreDetector, song: Path, repeat: int) -> list[tuple[str, float]]:
     """Median seconds of each stage of one song."""
-    from extract_features import SoundReader, song_features
+    from decoding import SoundReader
+    from extract_features import song_features
 
     blocks = list(SoundReader(song))
     heard = listen(song)

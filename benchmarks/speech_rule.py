@@ -28,9 +28,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from common import UserError, argument_parser, command, format_table, read_catalogue  # noqa: E402
+from decoding import SAMPLE_RATE, SoundReader, decode  # noqa: E402
 from detector_inputs import find_songs  # noqa: E402
 from detector_unlike import LEAST_FRAMES, OFFSET, WEIGHTS, song_descriptors, sounding  # noqa: E402
-from extract_features import SAMPLE_RATE, SoundReader, decode, load_features, song_features  # noqa: E402
+from extract_features import load_features, song_features  # noqa: E402
 
 PARTS = {"whole": (0, 1.0), "10 s": (430, 1.0), "3 s": (129, 0.5)}  # frames, and weight in the fit
 MARGIN = 0.5  # taken off the score: music that is called speech is the worse error

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 import genre_detector
 from common import UserError
+from decoding import SoundReader, decode
 from detector_output import as_text
-from extract_features import SoundReader, decode, song_features
+from extract_features import song_features
 from genre_detector import MODELS, GenreDetector, Prediction
 from predict import network_outputs
 

@@ -23,10 +23,11 @@ from hypothesis import strategies as st
 import genre_detector
 from checkpoints import load_checkpoint, save_checkpoint
 from common import UserError
+from decoding import SoundReader, decode
 from detector_output import as_text, songs_done
 from detector_timeline import Section, sections, window_borders
 from detector_unlike import STEADY_BELOW, frame_correlation
-from extract_features import SoundReader, decode, song_features
+from extract_features import song_features
 from genre_detector import GenreDetector, Prediction
 from predict import calibrated, confidence_threshold, window_starts
 

@@ -14,9 +14,10 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from decoding import SAMPLE_RATE, SoundReader, decode
 from detector_output import as_text
 from detector_unlike import sounds_like
-from extract_features import SAMPLE_RATE, SoundReader, decode, song_features
+from extract_features import song_features
 from genre_detector import GenreDetector
 
 # Peaks of the vocal tract, Hz, of ee, eh, ah, oh, oo (Peterson & Barney 1952, men, rounded)
