@@ -161,13 +161,12 @@ def song_features(blocks: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
     """
     rows = _mel_rows(blocks)
     normalised_log_mel(rows.T)
-    features = {kind: np.empty((bins, len(rows)), dtype=np.float16) for kind, bins in BINS.items()}
+    pieces: dict[str, list[np.ndarray]] = {kind: [] for kind in BINS}
     for first in range(0, len(rows), PRODUCT)[::-1]:  # one round but for a long song
-        piece = slice(first, first + PRODUCT)
-        features["melspectrogram"][:, piece] = rows[piece].T
-        features["mfcc"][:, piece] = dct_basis() @ rows[piece].T
+        pieces["melspectrogram"].insert(0, rows[first:].T.astype(np.float16, order="C"))
+        pieces["mfcc"].insert(0, (dct_basis() @ rows[first:].T).astype(np.float16))
         rows.resize((first, N_MELS), refcheck=False)  # gives the memory of what is done back
-    return features
+    return {kind: np.concatenate(parts, axis=1) for kind, parts in pieces.items()}
 
 
 def dct_basis(n_mfcc: int = N_MFCC, n_mels: int = N_MELS) -> np.ndarray:
