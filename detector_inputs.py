@@ -18,15 +18,12 @@ import numpy as np
 
 from archives import AUDIO_SUFFIXES
 from common import UserError
-from extract_features import AV_SUFFIXES, SoundReader, frame_correlation, song_features
+from decoding import AV_SUFFIXES, SoundReader
+from detector_unlike import sounds_like
+from extract_features import song_features
 from sound_faults import no_file
 
 SUFFIXES = AUDIO_SUFFIXES | AV_SUFFIXES
-# Frame correlation below which a sound is no music. Measured on the 558 training and validation songs: 0.72 or more;
-# of their 8,369 parts of 2 s, 4 have less than 0.6. White, pink and brown noise, hum, sines and silence have 0.52 or
-# less. Speech (0.83 or more) can't be told from music so.
-STEADY_BELOW = 0.6
-STEADY_SECONDS = 2.0  # of less than this only silence is called steady
 Found = tuple[str, UserError | None]  # a song, or a name and why no song is behind it
 
 
@@ -96,7 +93,7 @@ class Heard:
     mtime: float  # seconds since 1970: the file's before it was read
     notes: list[str]  # what had to be mended to decode the song
     features: dict[str, np.ndarray]  # of extract_features.song_features
-    sounds_like: str | None  # "noise" (or a tone, or silence) if there is no music in it
+    sounds_like: str | None  # "noise" (or a tone, or silence) or "speech" if there is no music in it
 
 
 def listen(
@@ -113,10 +110,8 @@ def listen(
         raise UserError(f"{path}: {no_file(Path(path)) or error}") from None
     blocks = iter(sound) if stop is None else itertools.takewhile(lambda _: not stop.is_set(), sound)
     features = song_features(blocks)
-    correlation = frame_correlation(features["melspectrogram"])
-    steady = correlation < STEADY_BELOW and (sound.seconds >= STEADY_SECONDS or correlation == 0)
-    sounds_like = "noise" if steady else None
-    return Heard(start, sound.seconds, status.st_size, status.st_mtime, sound.notes, features, sounds_like)
+    kind = sounds_like(features["melspectrogram"], sound.seconds)
+    return Heard(start, sound.seconds, status.st_size, status.st_mtime, sound.notes, features, kind)
 
 
 class Listeners:

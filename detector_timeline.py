@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from common import whole_file
-from extract_features import FRAMES_PER_SECOND, SAMPLE_RATE
+from decoding import SAMPLE_RATE
+from extract_features import FRAMES_PER_SECOND
 from predict import calibrated
 
 SMOOTHING = np.array([1, 2, 3, 2, 1]) / 9  # of neighbouring windows: 3 s apart, so about 15 s decide

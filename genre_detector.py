@@ -6,9 +6,9 @@ Writes  text, or with --json, --jsonl or --csv what docs/output.md describes, on
         with --plot a picture; with --report an HTML page; with --write-tags --yes the songs' genre tags
 
 Probabilities are calibrated on validation songs and sum to 100 %. An answer is uncertain below the top probability
-from which on validation songs were right 9 times in 10, and for noise, a tone or silence always. Exit code 0 when every
-song was classified, 1 when at least one couldn't be (each is named in one line on stderr), 2 for bad usage, 130 after
-Ctrl-C, which keeps what is done.
+from which on validation songs were right 9 times in 10, and for noise, a tone, silence or speech always. Exit code 0
+when every song was classified, 1 when at least one couldn't be (each is named in one line on stderr), 2 for bad usage,
+130 after Ctrl-C, which keeps what is done.
 
 Examples
     python genre_detector.py song.mp3
@@ -75,7 +75,7 @@ class Prediction:
     sections: list[Section] = field(default_factory=list)  # which part is what
     size: int = 0  # bytes, and
     mtime: float = 0.0  # seconds since 1970: the file's before it was read
-    sounds_like: str | None = None  # "noise" (or a tone, or silence), where it is unlike music
+    sounds_like: str | None = None  # "noise" (or a tone, or silence) or "speech", where it is unlike music
 
     @property
     def unlike_music(self) -> bool:

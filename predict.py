@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import nn
 
-INFERENCE_BATCH = 16  # windows; more is hardly faster, and memory is mostly activations
+INFERENCE_BATCH = 10  # windows: a song of 30 s has 9. More is hardly faster, and memory is mostly activations
 RIGHT_WHEN_CONFIDENT = 0.9  # part of the confident answers to validation songs
 
 

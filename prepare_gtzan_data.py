@@ -156,7 +156,7 @@ class Check:
 def check_song(path: Path, file: str, min_seconds: float) -> Check:
     """Decode a song wholly and judge it. Never raises: whatever goes wrong is the verdict."""
     try:
-        from extract_features import decode
+        from decoding import decode
 
         if problem := no_file(path):
             return Check(problem)

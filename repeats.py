@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from extract_features import FRAMES_PER_SECOND, SAMPLE_RATE, mel_power
+from decoding import SAMPLE_RATE
+from extract_features import FRAMES_PER_SECOND, mel_power
 
 POOL = 5  # mel frames a fingerprint frame
 FRAME_RATE = FRAMES_PER_SECOND / POOL  # fingerprint frames a second: 8.6

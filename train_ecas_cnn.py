@@ -77,7 +77,7 @@ class Deltas(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        steps = torch.arange(-4.0, 5.0)
+        steps = torch.arange(-4.0, 5.0, device="cpu")  # on the meta device it would load torch._dynamo: a second
         self.register_buffer("slope", (steps / steps.square().sum())[None, None, None], persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import argument_parser, command, format_table, progress, read_catalogue, write_text
-from extract_features import SAMPLE_RATE, decode
+from decoding import SAMPLE_RATE, decode
 
 
 @dataclass

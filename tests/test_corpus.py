@@ -20,7 +20,7 @@ from corpus.make_corpus import ANSWERED, NOTED, REFUSED, Case, encoded, make, mu
 import genre_detector
 from archives import is_audio_name
 from common import one_line, read_catalogue
-from extract_features import SAMPLE_RATE, SoundReader, decode
+from decoding import SAMPLE_RATE, SoundReader, decode
 from mp3_frames import survey
 
 MEGABYTE = 1 << 10  # in the kilobytes of ru_maxrss
@@ -194,7 +194,7 @@ def test_flac_is_used_up_to_where_it_breaks_off(tmp_path):
 
 
 def test_days_of_silence_are_cut_with_a_note(tmp_path, monkeypatch):
-    monkeypatch.setattr("extract_features.MAX_SECONDS", 5.0)
+    monkeypatch.setattr("decoding.MAX_SECONDS", 5.0)
     path = tmp_path / "song.flac"
     sound = decode_bytes(path, encoded("flac", np.zeros((SAMPLE_RATE * 8, 1))))
     assert len(sound) == 5 * SAMPLE_RATE

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from hypothesis import strategies as st
 
 import genre_detector
 from common import UserError
+from decoding import SoundReader, decode
 from detector_output import as_text
-from extract_features import SoundReader, decode, song_features
+from extract_features import song_features
 from genre_detector import MODELS, GenreDetector, Prediction
 from predict import network_outputs
 
@@ -116,6 +118,16 @@ def test_unknown_model_or_folder_from_python(tmp_path):
         GenreDetector("knn")
     with pytest.raises(UserError, match=r"run train_bigru_cnn\.py first"):
         GenreDetector("fusion", tmp_path)
+
+
+def test_an_answer_needs_no_library_that_is_slow_to_load(repo, models, demo):
+    code = "import sys; from genre_detector import GenreDetector as G; G('fusion', sys.argv[1]).predict(sys.argv[2]); "
+    code += "print(*sys.modules)"
+    run = subprocess.run(
+        [sys.executable, "-c", code, models, demo], cwd=repo, capture_output=True, text=True, check=True
+    )
+    slow = {"librosa", "matplotlib", "scipy", "sklearn", "sympy", "torch._dynamo"}
+    assert not slow & {*run.stdout.split()}
 
 
 # ---------------------------------------------------------------- what an answer depends on

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import UserError
+from decoding import SoundReader, decode
 from detector_inputs import find_songs
-from extract_features import SoundReader, decode
 
 # ---------------------------------------------------------------- files, folders, patterns
 

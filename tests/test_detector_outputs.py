@@ -23,10 +23,11 @@ from hypothesis import strategies as st
 import genre_detector
 from checkpoints import load_checkpoint, save_checkpoint
 from common import UserError
-from detector_inputs import STEADY_BELOW
+from decoding import SoundReader, decode
 from detector_output import as_text, songs_done
 from detector_timeline import Section, sections, window_borders
-from extract_features import SoundReader, decode, frame_correlation, song_features
+from detector_unlike import STEADY_BELOW, frame_correlation
+from extract_features import song_features
 from genre_detector import GenreDetector, Prediction
 from predict import calibrated, confidence_threshold, window_starts
 
@@ -153,13 +154,14 @@ def test_real_songs_are_like_music(gtzan_dir):
 @given(
     seconds=st.floats(0.1, 8),
     rate=st.sampled_from([8_000, 11_025, 22_050, 44_100, 48_000, 96_000]),
-    channels=st.integers(1, 3),
-    subtype=st.sampled_from(["PCM_U8", "PCM_16", "PCM_24", "FLOAT", "DOUBLE"]),
+    channels=st.integers(1, 6),
+    subtype=st.sampled_from(["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"]),
     gain_db=st.floats(-20, 6),
+    batch=st.integers(1, 40),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_any_sound_is_answered_alike_in_every_level_and_container(
-    detector, tmp_path_factory, seconds, rate, channels, subtype, gain_db, seed
+def test_any_sound_is_answered_alike_in_every_level_container_and_batch(
+    detector, tmp_path_factory, seconds, rate, channels, subtype, gain_db, batch, seed
 ):
     folder = tmp_path_factory.getbasetemp()
     rng = np.random.default_rng(seed)
@@ -173,13 +175,26 @@ def test_any_sound_is_answered_alike_in_every_level_and_container(
     assert values.min() >= 0
     assert values.sum() == pytest.approx(1, abs=1e-6)
     assert answer.duration_s == pytest.approx(seconds, abs=2 / rate)
-    if subtype in ("PCM_16", "PCM_24"):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("predict.INFERENCE_BATCH", batch)
+        assert detector.predict(folder / "any.wav").probabilities == pytest.approx(answer.probabilities, abs=1e-5)
+    if subtype in ("PCM_U8", "PCM_16", "PCM_24"):
         stored = soundfile.read(folder / "any.wav", dtype="int32")[0]
-        soundfile.write(folder / "any.flac", stored, rate, subtype=subtype)
+        soundfile.write(folder / "any.flac", stored, rate, subtype=subtype.replace("U8", "S8"))
         assert detector.predict(folder / "any.flac").probabilities == answer.probabilities
     if subtype == "DOUBLE":
         soundfile.write(folder / "louder.wav", sound * 10 ** (gain_db / 20), rate, subtype="FLOAT")
         assert detector.predict(folder / "louder.wav").probabilities == pytest.approx(answer.probabilities, abs=1e-2)
+
+
+@pytest.mark.parametrize("gain_db", [-20, 6])
+@pytest.mark.parametrize("genre", ["blues", "classical", "hiphop", "pop"])
+def test_level_changes_no_real_songs_genre(detector, gtzan_dir, tmp_path, genre, gain_db):
+    path = sorted((gtzan_dir / "genres" / genre).iterdir())[5]
+    soundfile.write(tmp_path / "song.wav", decode(path).samples * 10 ** (gain_db / 20), 22_050, subtype="FLOAT")
+    answer, expected = detector.predict(tmp_path / "song.wav"), detector.predict(path)
+    assert answer.genre == expected.genre
+    assert answer.probabilities == pytest.approx(expected.probabilities, abs=1e-2)
 
 
 # ---------------------------------------------------------------- sections

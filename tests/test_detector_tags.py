@@ -13,8 +13,8 @@ import soundfile
 
 import genre_detector
 from common import UserError
+from decoding import decode
 from detector_tags import read_genre, write_genre
-from extract_features import decode
 
 
 @pytest.fixture

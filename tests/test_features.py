@@ -12,17 +12,8 @@ from hypothesis import strategies as st
 from scipy.fft import dct
 
 from common import UserError
-from extract_features import (
-    HOP_LENGTH,
-    N_FFT,
-    N_MELS,
-    N_MFCC,
-    SAMPLE_RATE,
-    decode,
-    mel_power,
-    normalised_log_mel,
-    song_features,
-)
+from decoding import SAMPLE_RATE, decode
+from extract_features import HOP_LENGTH, N_FFT, N_MELS, N_MFCC, mel_power, normalised_log_mel, song_features
 
 GOLDEN = Path(__file__).with_name("golden_log_mel.npy")
 

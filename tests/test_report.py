@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import UserError
+from decoding import decode
 from detector_report import Report, check_target, page
-from extract_features import decode
 
 GENRES = ["blues", "jazz", "rock"]
 RUN = {"model": "fusion", "weights": "0123456789ab", "min_confidence": 0.5, "start": 0.0, "duration": None}
