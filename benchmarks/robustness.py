@@ -75,7 +75,7 @@ def wide(sound: np.ndarray) -> np.ndarray:
 CONDITIONS: dict[str, Callable[[np.ndarray, np.random.Generator], Copy]] = {
     "as they are": lambda x, rng: Copy(x),
     "20 dB quieter": lambda x, rng: Copy(0.1 * x, options={"subtype": "PCM_24"}),
-    "mp3, lowest quality": lambda x, rng: Copy(x, suffix=".mp3", options={"compression_level": 1.0}),
+    "mp3, lowest quality": lambda x, rng: Copy(x, suffix=".mp3", options={"compression_level": 0.99}),
     "Vorbis, lowest quality": lambda x, rng: Copy(x, suffix=".ogg", options={"compression_level": 1.0}),
     "sampled at 16 kHz": lambda x, rng: Copy(resampled(x, 16_000), 16_000),
     "sampled at 8 kHz": lambda x, rng: Copy(resampled(x, 8_000), 8_000),
