@@ -46,7 +46,7 @@ from common import (
     write_json,
 )
 from extract_features import FOLDERS, load_features
-from hyper_dynamic import pick_device
+from hyper_dynamic import keep_freed_memory, pick_device
 from predict import calibrated, network_outputs
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ def load_members(models: Path, names: Iterable[str] = MEMBERS, device: str = "au
     """
     import torch
 
+    keep_freed_memory()
     members: list[Member] = []
     for name in names:
         path = models / name / "model.safetensors"
