@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 
     from augment import Augmentation
 
-EMA_DECAY = 0.995  # of the weights that are validated and released
 GRADIENT_NORM = 5.0
 VALIDATION_WINDOWS = 4  # a song, in the checks during training; the final figure takes all
 
@@ -239,7 +238,8 @@ class Trainer:
         self.network.train()
         losses = self.state.losses
         for step, batch in enumerate(batches[len(losses) :], start=len(losses)):
-            rate = learning_rate((epoch + step / len(batches)) / rules.epochs, rules.learning_rate)
+            done = (epoch + step / len(batches)) / rules.epochs
+            rate = learning_rate(done, rules.learning_rate, rules.final_rate)
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
             part = self.team.share(batch)
@@ -295,7 +295,7 @@ class Trainer:
         """Move the averaged weights towards the trained ones; faster at first."""
         import torch
 
-        decay = min(EMA_DECAY, (1 + self.state.steps) / (10 + self.state.steps))
+        decay = min(self.settings.average, (1 + self.state.steps) / (10 + self.state.steps))
         with torch.no_grad():
             torch._foreach_lerp_(self._means, self._nows, 1 - decay)
 

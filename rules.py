@@ -33,7 +33,9 @@ class Settings:
     features: str  # "melspectrogram" or "mfcc"
     epochs: int = setting(45, "length of the schedule; it has no early stopping", low=1)
     batch_size: int = setting(16, "windows a step", low=2)
-    learning_rate: float = setting(2e-3, "peak of the one-cycle schedule")
+    learning_rate: float = setting(2e-3, "peak of the schedule")
+    final_rate: float = setting(0.0, "part of the peak that the learning rate falls to; 1: it stays there", high=1)
+    average: float = setting(0.995, "part that the running average of the weights keeps in a step", high=0.9999)
     weight_decay: float = setting(0.02, "of AdamW, on weight matrices only")
     window: int = setting(260, "frames a window, 43 a second; the published method has 130", low=1)
     short_windows: float = setting(0.0, "first part of the schedule, trained on windows of half that length", high=1)
@@ -171,9 +173,12 @@ def training_overlap(state: ClassState, rules: Settings) -> float:
     return rules.struggling_overlap if state.struggling else rules.overlap
 
 
-def learning_rate(done: float, peak: float) -> float:
-    """One cycle over the schedule: up linearly for 15 % of it, down to 0 on a half cosine (``done`` from 0 to 1)."""
-    return peak * (done / 0.15 if done < 0.15 else (1 + math.cos(math.pi * (done - 0.15) / 0.85)) / 2)
+def learning_rate(done: float, peak: float, final: float = 0.0) -> float:
+    """One cycle over the schedule (``done`` from 0 to 1): up linearly for 15 % of it, then on a half cosine down to
+    ``final`` of the peak.
+    """
+    fall = (1 + math.cos(math.pi * (done - 0.15) / 0.85)) / 2
+    return peak * (done / 0.15 if done < 0.15 else final + (1 - final) * fall)
 
 
 # ---------------------------------------------------------------- what an epoch trains on

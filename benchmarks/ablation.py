@@ -1,16 +1,16 @@
 """Try changes to the training recipe, one at a time, on validation songs.
 
 The training and validation songs of the prepared split are shared out anew, by artist, once a seed: four fifths
-train, one fifth validates. A change is compared with the recipe on the same seeds, song by song; its test songs
-are never read. The log-loss is that at the best temperature, so that smoother targets alone are no loss. A difference
-smaller than twice its standard error over seeds is called none.
+train, one fifth validates; its test songs are never read. A change is compared with the recipe on the same seeds; one
+that is in the recipe already is left out. The log-loss is that at the best temperature, so that smoother targets alone
+are no loss. A difference smaller than twice its standard error over seeds is called none.
 
 Reads   data/metadata.json, data/processed/
 Writes  benchmarks/results/ablation.csv    a line a run; what is there already is not run again
 
 Examples
     python benchmarks/ablation.py --network train_bigru_cnn --seeds 3 --epochs 20
-    python benchmarks/ablation.py --network train_dpa_cnn --changes none no_mixup
+    python benchmarks/ablation.py --network train_dpa_cnn --recipe width=0.25 share=0.25 --changes none no_mixup
     python benchmarks/ablation.py --changes none no_graduation no_demotion no_adaptive_overlap no_dynamic_weights
 """
 
@@ -23,29 +23,46 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from rivals import ALIKE, read_recipe
+
 from common import Catalogue, argument_parser, command, format_table, read_catalogue, write_text
 
-# Fields of Settings or Augmentation, or constants of hyper_dynamic, that differ from the recipe; "none" is the recipe.
+if TYPE_CHECKING:
+    from augment import Augmentation
+    from rules import Settings
+
+# Fields of Settings or Augmentation that differ from the recipe; "none" is the recipe.
 CHANGES: dict[str, dict[str, Any]] = {
     "none": {},
     # the rules, each off in turn, and the one that the recipe has off
-    "no_graduation": {"graduate_at": 1.01},
+    "no_rules": ALIKE,
+    "no_graduation": {"graduate_at": 2.0},
     "no_demotion": {"demote_margin": 1.0},
     "no_adaptive_overlap": {"struggle_below": 0.0},
     "no_dynamic_weights": {"weight_strength": 0.0},
     "no_consolidation": {"consolidation": 0.0},
-    "no_averaging": {"EMA_DECAY": 0.0},
+    "no_averaging": {"average": 0.0},
     "short_windows": {"short_windows": 0.5},
+    "graduate_at_0.75": {"graduate_at": 0.75},
+    "rehearsal_0.5": {"rehearsal_rate": 0.5},
+    "rehearsal_0.1": {"rehearsal_rate": 0.1},
+    "weight_strength_2": {"weight_strength": 2.0},
     # other settings
     "single_precision": {"fast": 0},
     "coarse": {"coarse": 1},
     "least_loss": {"last": 0},
+    "final_rate_0": {"final_rate": 0.0},
+    "final_rate_1": {"final_rate": 1.0},
+    "weight_decay_0.02": {"weight_decay": 0.02},
+    "weight_decay_0.2": {"weight_decay": 0.2},
+    "average_0.995": {"average": 0.995},
+    "average_0.998": {"average": 0.998},
     "lr_1e-3": {"learning_rate": 1e-3},
     "lr_4e-3": {"learning_rate": 4e-3},
     "no_mixup": {"mixup": 0.0},
@@ -62,7 +79,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "no_masks": {"mask_chance": 0.0},
     "no_contrast": {"contrast": 0.0},
 }
-FIELDS = ("network", "change", "epochs", "seed", "songs", "right", "log_loss", "windows", "seconds")
+FIELDS = ("network", "recipe", "change", "epochs", "seed", "songs", "right", "log_loss", "windows", "seconds")
 
 
 def new_split(catalogue: Catalogue, seed: int) -> Catalogue:
@@ -77,31 +94,37 @@ def new_split(catalogue: Catalogue, seed: int) -> Catalogue:
     return dataclasses.replace(catalogue, splits={**splits, "test": []})
 
 
-def run(network: str, change: str, epochs: int, seed: int, catalogue: Catalogue, threads: int) -> dict[str, Any]:
-    """One training; its figures by FIELDS."""
+def changed(network: str, recipe: str, change: str, epochs: int) -> tuple[Settings, Augmentation]:
+    """The settings of a run. Raises UserError for a recipe that names no setting."""
+    from augment import Augmentation
+
+    script = importlib.import_module(network)
+    names = {field.name for field in dataclasses.fields(Augmentation)}
+    values = read_recipe(recipe, script.SETTINGS) | {"epochs": epochs}
+    values |= {name: value for name, value in CHANGES[change].items() if name not in names}
+    sounds = {name: value for name, value in CHANGES[change].items() if name in names}
+    return dataclasses.replace(script.SETTINGS, **values), Augmentation(**sounds)
+
+
+def run(network: str, recipe: str, change: str, epochs: int, seed: int, catalogue: Catalogue) -> dict[str, Any]:
+    """One training on one thread; its figures by FIELDS."""
     import torch
 
-    import hyper_dynamic
-    from augment import Augmentation
+    from hyper_dynamic import Trainer
     from predict import calibrated, fit_temperature
 
-    torch.set_num_threads(threads)
-    script = importlib.import_module(network)
-    values = dict(CHANGES[change])
-    for name in [name for name in values if name.isupper()]:
-        setattr(hyper_dynamic, name, values.pop(name))  # in this process, which ends with this run
-    names = {field.name for field in dataclasses.fields(Augmentation)}
-    augmentation = Augmentation(**{name: value for name, value in values.items() if name in names})
-    settings = {name: value for name, value in values.items() if name not in names}
-    settings = dataclasses.replace(script.SETTINGS, **{"epochs": epochs, **settings})
+    torch.set_num_threads(1)
+    settings, augmentation = changed(network, recipe, change, epochs)
+    build = importlib.import_module(network).NETWORK
     with tempfile.TemporaryDirectory() as folder:
         split = new_split(catalogue, seed)
-        trainer = hyper_dynamic.Trainer(settings, script.NETWORK, split, Path(folder), seed, "cpu", augmentation)
+        trainer = Trainer(settings, build, split, Path(folder), seed, "cpu", augmentation)
         trainer.run(resume=False)
     outputs, labels = trainer.validate(), trainer.val_labels
     calm = calibrated(outputs, fit_temperature(outputs, labels))
     return {
         "network": network,
+        "recipe": recipe,
         "change": change,
         "epochs": epochs,
         "seed": seed,
@@ -113,11 +136,11 @@ def run(network: str, change: str, epochs: int, seed: int, catalogue: Catalogue,
     }
 
 
-def summary(rows: list[dict[str, str]], network: str, epochs: int) -> str:
+def summary(rows: list[dict[str, str]], network: str, recipe: str, epochs: int) -> str:
     """A row a change: mean accuracy and log-loss over seeds, and the difference from the recipe on the same seeds."""
     figures: dict[str, dict[str, dict[str, str]]] = {}
     for row in rows:
-        if row["network"] == network and row["epochs"] == str(epochs):
+        if (row["network"], row["recipe"], row["epochs"]) == (network, recipe, str(epochs)):
             figures.setdefault(row["change"], {})[row["seed"]] = row
     table = []
     for change, by_seed in figures.items():
@@ -134,9 +157,8 @@ def summary(rows: list[dict[str, str]], network: str, epochs: int) -> str:
             cells += [f"{ours.mean():.{digits}f}", f"{(ours - base).mean():+.{digits}f} +- {error:.{digits}f}"]
         cells.append(f"{np.mean([float(row['windows']) for row in by_seed.values()]):.0f}")
         table.append(cells)
-    return format_table(
-        (f"{network}, {epochs} epochs", "seeds", "accuracy, %", "change", "log-loss", "change", "windows"), table
-    )
+    title = ", ".join([network, f"{epochs} epochs", *recipe.split()])
+    return format_table((title, "seeds", "accuracy, %", "change", "log-loss", "change", "windows"), table)
 
 
 def _figure(row: dict[str, str], name: str) -> float:
@@ -147,6 +169,7 @@ def _figure(row: dict[str, str], name: str) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__, "--data")
     parser.add_argument("--network", default="train_bigru_cnn", help="training script whose recipe is changed")
+    parser.add_argument("--recipe", nargs="*", default=[], metavar="NAME=N", help="settings other than the script's")
     parser.add_argument("--changes", nargs="*", default=list(CHANGES), choices=list(CHANGES), metavar="NAME")
     parser.add_argument("--seeds", type=int, default=3, help="splits and starting weights a change")
     parser.add_argument("--epochs", type=int, default=20, help="length of every run")
@@ -156,9 +179,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     catalogue = read_catalogue(args.data)
     path = args.results / "ablation.csv"
     rows = list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
-    done = {(row["network"], row["change"], row["epochs"], row["seed"]) for row in rows}
-    wanted = [(args.network, change, args.epochs, seed) for change in args.changes for seed in range(args.seeds)]
-    todo = [(*job, catalogue, 1) for job in wanted if tuple(map(str, job)) not in done]
+    recipe = " ".join(sorted(args.recipe))
+    done = {tuple(row[name] for name in FIELDS[:5]) for row in rows}
+    alike = args.network, recipe
+    base = changed(*alike, "none", args.epochs)
+    changes = [name for name in args.changes if name == "none" or changed(*alike, name, args.epochs) != base]
+    wanted = [(*alike, change, args.epochs, seed) for change in changes for seed in range(args.seeds)]
+    todo = [(*job, catalogue) for job in wanted if tuple(map(str, job)) not in done]
 
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from multiprocessing import get_context
@@ -169,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             lines = [",".join(FIELDS), *(",".join(row[name] for name in FIELDS) for row in rows)]
             write_text(path, "\n".join(lines) + "\n")
             print(lines[-1], flush=True)
-    print(summary(rows, args.network, args.epochs))
+    print(summary(rows, args.network, recipe, args.epochs))
     return 0
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common import UserError
 from predict import window_hop
 from rules import ClassState, Schedule, Settings, draw_windows, training_window
 
@@ -48,6 +49,19 @@ SCHEDULES = {
 }
 AT_EQUAL_BUDGET = ("plain-short", "random-drop")  # spend what hyper-dynamic spent with the same seed, and wait for it
 SHORT = ("hyper-dynamic", *AT_EQUAL_BUDGET)
+
+
+def read_recipe(text: str, settings: Settings) -> dict[str, Any]:
+    """The settings in "epochs=48 share=0.2". Raises UserError if one is none or has a value of another kind."""
+    changes = {}
+    for word in text.split():
+        name, _, value = word.partition("=")
+        try:
+            changes[name] = type(getattr(settings, name))(value)
+        except (AttributeError, ValueError):
+            names = ", ".join(field.name for field in dataclasses.fields(settings) if field.metadata)
+            raise UserError(f"--recipe {word}: write NAME=N with one of {names}") from None
+    return changes
 
 
 def settings_of(schedule: str, script: Settings, epochs: int, recipe: dict[str, Any]) -> Settings:

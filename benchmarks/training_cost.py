@@ -42,13 +42,13 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rivals import AT_EQUAL_BUDGET, SCHEDULES, SHORT, schedule_of, settings_of
+from rivals import AT_EQUAL_BUDGET, SCHEDULES, SHORT, read_recipe, schedule_of, settings_of
 
 from common import (
     Catalogue,
@@ -63,9 +63,6 @@ from common import (
     whole_file,
     write_text,
 )
-
-if TYPE_CHECKING:
-    from rules import Settings
 
 KEYS = ("network", "width", "epochs", "last", "overlap", "split", "recipe", "schedule", "seed")
 FIELDS = (
@@ -86,19 +83,6 @@ Row = dict[str, str]
 
 
 # ---------------------------------------------------------------- one run
-
-
-def read_recipe(text: str, settings: Settings) -> dict[str, Any]:
-    """The settings in "epochs=48 share=0.2". Raises UserError if one is none or has a value of another kind."""
-    changes = {}
-    for word in text.split():
-        name, _, value = word.partition("=")
-        try:
-            changes[name] = type(getattr(settings, name))(value)
-        except (AttributeError, ValueError):
-            names = ", ".join(field.name for field in dataclasses.fields(settings) if field.metadata)
-            raise UserError(f"--recipe {word}: write NAME=N with one of {names}") from None
-    return changes
 
 
 def run(job: tuple[Any, ...], catalogue: Catalogue, counts: list[int]) -> Row:
@@ -247,10 +231,12 @@ def accuracy(row: Row) -> float:
     return int(row["test_right"]) / int(row["test_songs"])
 
 
-def by_schedule(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
-    """Schedule -> seed -> run, in the order of SCHEDULES."""
-    found = {name: {row["seed"]: row for row in rows if row["schedule"] == name} for name in SCHEDULES}
-    return {name: runs for name, runs in found.items() if runs}
+def by_schedule(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, Row]]:
+    """(schedule, recipe) -> seed -> run, in the order of SCHEDULES and of windows trained on."""
+    found: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in sorted(rows, key=lambda row: (list(SCHEDULES).index(row["schedule"]), int(row["windows"]))):
+        found.setdefault((row["schedule"], row["recipe"]), {})[row["seed"]] = row
+    return found
 
 
 def mean_spread(values: Sequence[float], digits: int = 1) -> str:
@@ -259,41 +245,47 @@ def mean_spread(values: Sequence[float], digits: int = 1) -> str:
     return f"{np.mean(values):.{digits}f}{spread}"
 
 
+def difference(ours: dict[str, Row], others: dict[str, Row]) -> str:
+    """Test accuracy of ``ours`` less that of ``others``, in points, on the seeds that both have."""
+    gains = [100 * (accuracy(ours[seed]) - accuracy(others[seed])) for seed in sorted(set(ours) & set(others))]
+    return mean_spread(gains) if gains and ours is not others else "-"
+
+
 def summary(rows: Sequence[Row], title: str) -> str:
-    """A row a schedule; ``ahead`` is hyper-dynamic's test accuracy less this one's, in points, on the same seeds."""
+    """A row a schedule and recipe."""
     runs = by_schedule(rows)
-    ours, plain = runs.get("hyper-dynamic", {}), runs.get("plain-300", {})
+    plain = runs.get(("plain-300", ""), {})
+    most = float(np.mean([float(row["windows"]) for row in plain.values()])) if plain else 0.0
     table = []
-    for name, by_seed in runs.items():
-        windows = float(np.mean([float(row["windows"]) for row in by_seed.values()]))
-        most = float(np.mean([float(row["windows"]) for row in plain.values()])) if plain else 0.0
-        gains = [100 * (accuracy(ours[seed]) - accuracy(by_seed[seed])) for seed in sorted(set(ours) & set(by_seed))]
+    for (name, recipe), by_seed in runs.items():
+        every = list(by_seed.values())
+        windows = float(np.mean([float(row["windows"]) for row in every]))
         table.append(
             [
                 name,
-                str(len(by_seed)),
+                recipe or ("the script's" if name in SHORT else ""),
+                str(len(every)),
                 f"{windows:.0f}",
-                f"{np.mean([float(row['frames']) for row in by_seed.values()]) / 1e6:.2f}",
                 f"{most / windows:.1f}" if plain and windows else "-",
-                f"{np.mean([float(row['cpu_seconds']) for row in by_seed.values()]):.0f}",
-                mean_spread([100 * float(row["validation"]) for row in by_seed.values()]),
-                mean_spread([100 * accuracy(row) for row in by_seed.values()]),
-                mean_spread(gains) if gains and name != "hyper-dynamic" else "-",
-                mean_spread([100 * float(row["composite"]) for row in by_seed.values()])
-                if name == "published"
-                else "-",
+                f"{np.mean([float(row['cpu_seconds']) for row in every]):.0f}",
+                mean_spread([100 * float(row["validation"]) for row in every]),
+                mean_spread([100 * accuracy(row) for row in every]),
+                difference(by_seed, plain),
+                difference(runs.get(("hyper-dynamic", recipe), {}), by_seed) if name in AT_EQUAL_BUDGET else "-",
+                mean_spread([100 * float(row["composite"]) for row in every]) if name == "published" else "-",
             ]
         )
     header = (
         title,
+        "recipe",
         "seeds",
         "windows",
-        "frames, M",
         "times fewer",
         "CPU s",
         "validation, %",
         "test, %",
-        "ahead",
+        "to plain-300",
+        "hyper-dynamic ahead",
         "composite, %",
     )
     return format_table(header, table)
@@ -307,16 +299,20 @@ def draw_cost(rows: Sequence[Row], title: str, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    for number, (name, by_seed) in enumerate(by_schedule(rows).items()):
-        colour = f"C{number}"
-        windows = np.array([float(row["windows"]) for row in by_seed.values()])
-        tests = np.array([100 * accuracy(row) for row in by_seed.values()])
-        spread = tests.std(ddof=1) if len(tests) > 1 else 0.0
-        axes.errorbar(windows.mean(), tests.mean(), spread, color=colour, marker="o", capsize=4, label=name)
-        axes.scatter(windows, tests, 12, color=colour, alpha=0.5)
-        if name == "published":
-            claimed = np.mean([100 * float(row["composite"]) for row in by_seed.values()])
-            axes.plot(windows.mean(), claimed, "o", color=colour, fillstyle="none", label="published, as it reports")
+    runs = by_schedule(rows)
+    for number, name in enumerate(name for name in SCHEDULES if any(name == one for one, _ in runs)):
+        colour, means = f"C{number}", []
+        for by_seed in (by_seed for (one, _), by_seed in runs.items() if one == name):
+            windows = np.array([float(row["windows"]) for row in by_seed.values()])
+            tests = np.array([100 * accuracy(row) for row in by_seed.values()])
+            means.append((windows.mean(), tests.mean(), tests.std(ddof=1) if len(tests) > 1 else 0.0))
+            axes.scatter(windows, tests, 12, color=colour, alpha=0.5)
+            if name == "published":
+                claimed = np.mean([100 * float(row["composite"]) for row in by_seed.values()])
+                axes.plot(
+                    windows.mean(), claimed, "o", color=colour, fillstyle="none", label="published, as it reports"
+                )
+        axes.errorbar(*zip(*means, strict=True), color=colour, marker="o", capsize=4, label=name)
     axes.set(xscale="log", xlabel="windows trained on", ylabel="song accuracy, %: test songs", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
@@ -332,7 +328,11 @@ def draw_graduation(rows: Sequence[Row], title: str, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    shown = {name: runs for name, runs in by_schedule(rows).items() if name in ("hyper-dynamic", "published")}
+    shown = {
+        f"{name} {recipe}".strip(): runs
+        for (name, recipe), runs in by_schedule(rows).items()
+        if name in ("hyper-dynamic", "published")
+    }
     figure, all_axes = pyplot.subplots(
         1, max(1, len(shown)), figsize=(10, 5), layout="constrained", sharey=True, squeeze=False
     )
@@ -384,15 +384,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     alike = (args.network, args.width, args.epochs, args.last, args.overlap, split)
     recipe = " ".join(sorted(args.recipe))
     read_recipe(recipe, importlib.import_module(args.network).SETTINGS)
-    ours = {(*map(str, alike), recipe if name in SHORT else "", name) for name in SCHEDULES}
     chosen = [name for name in SCHEDULES if name in args.schedules]
     wanted = [(*alike, recipe if name in SHORT else "", name, seed) for name in chosen for seed in range(args.seeds)]
     run_all(args.jobs, wanted, rows, path, catalogue)
 
-    rows = [row for row in rows if tuple(row[name] for name in KEYS[:-1]) in ours]
-    title = ", ".join(
-        [args.network.removeprefix("train_"), f"width {args.width:g}", f"{args.epochs} epochs", *recipe.split()]
-    )
+    rows = [row for row in rows if tuple(row[name] for name in KEYS[:6]) == tuple(map(str, alike))]
+    title = f"{args.network.removeprefix('train_')}, width {args.width:g}, {args.epochs} epochs"
     versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
     text = f"{summary(rows, title)}\n\nSplit {split}; spread over seeds; {versions}\n"
     write_text(args.results / "training_cost.txt", text)

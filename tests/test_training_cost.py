@@ -12,8 +12,7 @@ import torch
 
 import hyper_dynamic
 import train_ecas_cnn
-from augment import Augmentation
-from common import read_catalogue
+from common import UserError, read_catalogue
 from predict import window_starts
 from rules import ClassState, Schedule, Settings, update_classes
 
@@ -152,11 +151,14 @@ def test_graduation_is_told_by_epoch_and_reported_as_published():
 
 
 def test_every_change_of_the_ablation_is_one():
-    for change, values in ablation.CHANGES.items():
-        for name, value in values.items():
-            known = [where for where in (SCRIPT, Augmentation(), hyper_dynamic) if hasattr(where, name)]
-            assert known, name
-            assert getattr(known[0], name) != value, change
+    """From one of two recipes, of which the second has what the first has not."""
+    other = "average=0.998 final_rate=1 weight_decay=0.2"
+    for change in ablation.CHANGES:
+        runs = [ablation.changed("train_ecas_cnn", recipe, change, 20) for recipe in ("", other)]
+        bases = [ablation.changed("train_ecas_cnn", recipe, "none", 20) for recipe in ("", other)]
+        assert (runs == bases) == (change == "none"), change
+    with pytest.raises(UserError, match="--recipe shar=1"):
+        ablation.changed("train_ecas_cnn", "shar=1", "none", 20)
 
 
 def test_the_benchmark_runs_and_goes_on(mini_features, run_script, tmp_path):
