@@ -63,6 +63,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "weight_decay_0.2": {"weight_decay": 0.2},
     "average_0.995": {"average": 0.995},
     "average_0.998": {"average": 0.998},
+    "average_0.999": {"average": 0.999},
     "lr_1e-3": {"learning_rate": 1e-3},
     "lr_4e-3": {"learning_rate": 4e-3},
     "no_mixup": {"mixup": 0.0},

@@ -39,6 +39,7 @@ import json
 import os
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -239,6 +240,10 @@ def by_schedule(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, Row]]:
     return found
 
 
+def label(schedule: str, recipe: str) -> str:
+    return f"{schedule}, {recipe}" if recipe else schedule
+
+
 def mean_spread(values: Sequence[float], digits: int = 1) -> str:
     """Mean and standard deviation over seeds."""
     spread = f" +- {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
@@ -296,26 +301,30 @@ def draw_cost(rows: Sequence[Row], title: str, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(9, 6), layout="constrained")
     runs = by_schedule(rows)
-    for number, name in enumerate(name for name in SCHEDULES if any(name == one for one, _ in runs)):
-        colour, means = f"C{number}", []
-        for by_seed in (by_seed for (one, _), by_seed in runs.items() if one == name):
-            windows = np.array([float(row["windows"]) for row in by_seed.values()])
-            tests = np.array([100 * accuracy(row) for row in by_seed.values()])
-            means.append((windows.mean(), tests.mean(), tests.std(ddof=1) if len(tests) > 1 else 0.0))
-            axes.scatter(windows, tests, 12, color=colour, alpha=0.5)
-            if name == "published":
-                claimed = np.mean([100 * float(row["composite"]) for row in by_seed.values()])
-                axes.plot(
-                    windows.mean(), claimed, "o", color=colour, fillstyle="none", label="published, as it reports"
-                )
-        axes.errorbar(*zip(*means, strict=True), color=colour, marker="o", capsize=4, label=name)
+    names = list(dict.fromkeys(name for name, _ in runs))
+    recipes = list(dict.fromkeys(recipe for _, recipe in runs))
+    for (name, recipe), by_seed in runs.items():
+        colour, marker = f"C{names.index(name)}", "osD^v"[recipes.index(recipe) % 5]
+        windows = np.array([float(row["windows"]) for row in by_seed.values()])
+        tests = np.array([100 * accuracy(row) for row in by_seed.values()])
+        spread = tests.std(ddof=1) if len(tests) > 1 else 0.0
+        axes.errorbar(
+            windows.mean(), tests.mean(), spread, color=colour, marker=marker, capsize=4, label=label(name, recipe)
+        )
+        axes.scatter(windows, tests, 12, color=colour, alpha=0.5)
+        if name == "published":
+            claimed = np.mean([100 * float(row["composite"]) for row in by_seed.values()])
+            axes.plot(windows.mean(), claimed, marker, color=colour, fillstyle="none", label="published, as it reports")
     axes.set(xscale="log", xlabel="windows trained on", ylabel="song accuracy, %: test songs", title=title)
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(ticker.EngFormatter())
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside lower center", fontsize="small", ncols=2)
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     pyplot.close(figure)
@@ -329,12 +338,12 @@ def draw_graduation(rows: Sequence[Row], title: str, path: Path) -> None:
     from matplotlib import pyplot
 
     shown = {
-        f"{name} {recipe}".strip(): runs
+        label(name, recipe): runs
         for (name, recipe), runs in by_schedule(rows).items()
         if name in ("hyper-dynamic", "published")
     }
     figure, all_axes = pyplot.subplots(
-        1, max(1, len(shown)), figsize=(10, 5), layout="constrained", sharey=True, squeeze=False
+        1, max(1, len(shown)), figsize=(2 + 4 * len(shown), 6), layout="constrained", sharey=True, squeeze=False
     )
     for axes, (name, by_seed) in zip(all_axes[0], shown.items(), strict=False):
         genres: list[str] = []
@@ -346,7 +355,8 @@ def draw_graduation(rows: Sequence[Row], title: str, path: Path) -> None:
                 height = 0.8 / len(by_seed)
                 bottom = level - 0.4 + place * height
                 axes.broken_barh([(start, end - start) for start, end in bars], (bottom, height), color=f"C{place}")
-            axes.set(xlim=(0, last), xlabel="epoch", title=name)
+            axes.set(xlim=(0, last), xlabel="epoch")
+        axes.set_title(textwrap.fill(name, 40), fontsize="medium")
         axes.set_yticks(range(len(genres)), genres)
         axes.set_ylim(len(genres) - 0.5, -0.5)
         axes.hlines(np.arange(1, len(genres)) - 0.5, 0, axes.get_xlim()[1], color="0.8", linewidth=0.8)
