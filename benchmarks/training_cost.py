@@ -35,6 +35,7 @@ import contextlib
 import csv
 import dataclasses
 import importlib
+import itertools
 import json
 import os
 import sys
@@ -233,15 +234,12 @@ def accuracy(row: Row) -> float:
 
 
 def by_schedule(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, Row]]:
-    """(schedule, recipe) -> seed -> run, in the order of SCHEDULES and of windows trained on."""
+    """(schedule, recipe) -> seed -> run, in the order of SCHEDULES, cheaper recipes first."""
     found: dict[tuple[str, str], dict[str, Row]] = {}
-    for row in sorted(rows, key=lambda row: (list(SCHEDULES).index(row["schedule"]), int(row["windows"]))):
+    for row in sorted(rows, key=lambda row: int(row["seed"])):
         found.setdefault((row["schedule"], row["recipe"]), {})[row["seed"]] = row
-    return found
-
-
-def label(schedule: str, recipe: str) -> str:
-    return f"{schedule}, {recipe}" if recipe else schedule
+    cost = {key: np.mean([int(row["windows"]) for row in by_seed.values()]) for key, by_seed in found.items()}
+    return {key: found[key] for key in sorted(found, key=lambda key: (list(SCHEDULES).index(key[0]), cost[key]))}
 
 
 def mean_spread(values: Sequence[float], digits: int = 1) -> str:
@@ -301,30 +299,35 @@ def draw_cost(rows: Sequence[Row], title: str, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot, ticker
+    from matplotlib import lines, pyplot, ticker
 
     figure, axes = pyplot.subplots(figsize=(9, 6), layout="constrained")
     runs = by_schedule(rows)
-    names = list(dict.fromkeys(name for name, _ in runs))
-    recipes = list(dict.fromkeys(recipe for _, recipe in runs))
+    colours = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(name for name, _ in runs))}
+    recipes = dict.fromkeys(recipe for name, recipe in runs if name in SHORT)
+    markers = dict(zip(recipes, itertools.cycle("sD^v"), strict=False))
     for (name, recipe), by_seed in runs.items():
-        colour, marker = f"C{names.index(name)}", "osD^v"[recipes.index(recipe) % 5]
+        colour, marker = colours[name], markers[recipe] if name in SHORT else "o"
         windows = np.array([float(row["windows"]) for row in by_seed.values()])
         tests = np.array([100 * accuracy(row) for row in by_seed.values()])
         spread = tests.std(ddof=1) if len(tests) > 1 else 0.0
-        axes.errorbar(
-            windows.mean(), tests.mean(), spread, color=colour, marker=marker, capsize=4, label=label(name, recipe)
-        )
+        axes.errorbar(windows.mean(), tests.mean(), spread, color=colour, marker=marker, capsize=4)
         axes.scatter(windows, tests, 12, color=colour, alpha=0.5)
         if name == "published":
             claimed = np.mean([100 * float(row["composite"]) for row in by_seed.values()])
-            axes.plot(windows.mean(), claimed, marker, color=colour, fillstyle="none", label="published, as it reports")
+            axes.plot(windows.mean(), claimed, "o", color=colour, fillstyle="none")
+            axes.annotate("  what it reports", (windows.mean(), claimed), va="center")
+    keys = [lines.Line2D([], [], color=colour, marker="o", label=name) for name, colour in colours.items()]
+    keys += [
+        lines.Line2D([], [], color="0.4", marker=marker, linestyle="none", label=recipe or "the script's recipe")
+        for recipe, marker in markers.items()
+    ]
     axes.set(xscale="log", xlabel="windows trained on", ylabel="song accuracy, %: test songs", title=title)
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(ticker.EngFormatter())
     axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", fontsize="small", ncols=2)
+    figure.legend(handles=keys, loc="outside lower center", fontsize="small", ncols=2)
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     pyplot.close(figure)
@@ -338,7 +341,7 @@ def draw_graduation(rows: Sequence[Row], title: str, path: Path) -> None:
     from matplotlib import pyplot
 
     shown = {
-        label(name, recipe): runs
+        f"{name} {recipe}".strip(): runs
         for (name, recipe), runs in by_schedule(rows).items()
         if name in ("hyper-dynamic", "published")
     }
@@ -360,7 +363,7 @@ def draw_graduation(rows: Sequence[Row], title: str, path: Path) -> None:
         axes.set_yticks(range(len(genres)), genres)
         axes.set_ylim(len(genres) - 0.5, -0.5)
         axes.hlines(np.arange(1, len(genres)) - 0.5, 0, axes.get_xlim()[1], color="0.8", linewidth=0.8)
-    figure.suptitle(title)
+    figure.suptitle(f"{title}: when a class was graduated; a colour a seed, from 0 on downwards")
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     pyplot.close(figure)
