@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rivals import ALIKE, read_recipe
 
-from common import Catalogue, argument_parser, command, format_table, read_catalogue, write_text
+from common import Catalogue, argument_parser, command, format_table, library_versions, read_catalogue, write_text
 
 if TYPE_CHECKING:
     from augment import Augmentation
@@ -137,11 +137,11 @@ def run(network: str, recipe: str, change: str, epochs: int, seed: int, catalogu
     }
 
 
-def summary(rows: list[dict[str, str]], network: str, recipe: str, epochs: int) -> str:
+def summary(rows: list[dict[str, str]], network: str, recipe: str, epochs: str) -> tuple[list[str], list[list[str]]]:
     """A row a change: mean accuracy and log-loss over seeds, and the difference from the recipe on the same seeds."""
     figures: dict[str, dict[str, dict[str, str]]] = {}
     for row in rows:
-        if (row["network"], row["recipe"], row["epochs"]) == (network, recipe, str(epochs)):
+        if (row["network"], row["recipe"], row["epochs"]) == (network, recipe, epochs):
             figures.setdefault(row["change"], {})[row["seed"]] = row
     table = []
     for change, by_seed in figures.items():
@@ -155,11 +155,12 @@ def summary(rows: list[dict[str, str]], network: str, recipe: str, epochs: int) 
                 continue
             error = (ours - base).std(ddof=1) / np.sqrt(len(seeds)) if len(seeds) > 1 else float("nan")
             digits = 1 if scale > 1 else 3
-            cells += [f"{ours.mean():.{digits}f}", f"{(ours - base).mean():+.{digits}f} +- {error:.{digits}f}"]
+            change_by = f"{(ours - base).mean():+.{digits}f} +- {error:.{digits}f}"
+            cells += [f"{ours.mean():.{digits}f}", "" if change == "none" else change_by]
         cells.append(f"{np.mean([float(row['windows']) for row in by_seed.values()]):.0f}")
         table.append(cells)
     title = ", ".join([network, f"{epochs} epochs", *recipe.split()])
-    return format_table((title, "seeds", "accuracy, %", "change", "log-loss", "change", "windows"), table)
+    return [title, "seeds", "accuracy, %", "change", "log-loss", "change", "windows"], table
 
 
 def _figure(row: dict[str, str], name: str) -> float:
@@ -176,7 +177,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, default=20, help="length of every run")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at once, one thread each")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
+    parser.add_argument("--update", type=Path, metavar="FILE", help="document to put the tables in, between its marks")
     args = parser.parse_args(argv)
+
+    from evaluate import markdown, with_tables
+
+    if args.update:
+        with_tables(args.update, "", "ablation.py")  # a mistake here is told before hours of work
     catalogue = read_catalogue(args.data)
     path = args.results / "ablation.csv"
     rows = list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
@@ -197,7 +204,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             lines = [",".join(FIELDS), *(",".join(row[name] for name in FIELDS) for row in rows)]
             write_text(path, "\n".join(lines) + "\n")
             print(lines[-1], flush=True)
-    print(summary(rows, args.network, recipe, args.epochs))
+    if args.update:
+        groups = dict.fromkeys((row["network"], row["recipe"], row["epochs"]) for row in rows)
+        versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
+        text = markdown(
+            f"Change: on the same seeds, with its standard error. {versions}",
+            [summary(rows, *group) for group in groups],
+        )
+        write_text(args.update, with_tables(args.update, text, "ablation.py"))
+    print(format_table(*summary(rows, args.network, recipe, str(args.epochs))))
     return 0
 
 

@@ -18,7 +18,6 @@ it never did; for the others each class's best. No classifier has it.
 
 Reads   data/metadata.json, data/processed/
 Writes  benchmarks/results/training_cost.csv        a line a run, written when it ends
-        benchmarks/results/training_cost.txt        the table of all runs with these options
         benchmarks/results/training_cost.png        test accuracy against windows trained on
         benchmarks/results/graduation.png           when each class was graduated
 
@@ -82,6 +81,7 @@ FIELDS = (
     "graduated",  # epochs after which each class was graduated, from-to: "blues:6-12 18-24; jazz:9-24"
 )
 Row = dict[str, str]
+Table = tuple[list[str], list[list[str]]]
 
 
 # ---------------------------------------------------------------- one run
@@ -254,7 +254,7 @@ def difference(ours: dict[str, Row], others: dict[str, Row]) -> str:
     return mean_spread(gains) if gains and ours is not others else "-"
 
 
-def summary(rows: Sequence[Row], title: str) -> str:
+def summary(rows: Sequence[Row], title: str) -> Table:
     """A row a schedule and recipe."""
     runs = by_schedule(rows)
     plain = runs.get(("plain-300", ""), {})
@@ -278,7 +278,7 @@ def summary(rows: Sequence[Row], title: str) -> str:
                 mean_spread([100 * float(row["composite"]) for row in every]) if name == "published" else "-",
             ]
         )
-    header = (
+    header = [
         title,
         "recipe",
         "seeds",
@@ -290,8 +290,8 @@ def summary(rows: Sequence[Row], title: str) -> str:
         "to plain-300",
         "hyper-dynamic ahead",
         "composite, %",
-    )
-    return format_table(header, table)
+    ]
+    return header, table
 
 
 def draw_cost(rows: Sequence[Row], title: str, path: Path) -> None:
@@ -388,10 +388,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--jobs", type=positive_int, default=2, metavar="N", help="trainings at once, one thread each")
     add("--resume", action="store_true", help="keep the runs that are in the CSV")
     add("--results", type=Path, default=Path(__file__).parent / "results", metavar="DIR", help="folder of the results")
+    add("--update", type=Path, metavar="FILE", help="document to put the table in, between its marks")
     args = parser.parse_args(argv)
     path = args.results / "training_cost.csv"
     if path.exists() and not args.resume:
         raise UserError(f"{path} is there: go on with --resume, or move it away")
+
+    from evaluate import markdown, with_tables
+
+    if args.update:
+        with_tables(args.update, "", "training_cost.py")  # a mistake here is told before hours of work
     catalogue, rows = read_catalogue(args.data), read_rows(path)
     split = f"{catalogue.split['name']} {catalogue.split['sha256']['test'][:8]}"
     alike = (args.network, args.width, args.epochs, args.last, args.overlap, split)
@@ -404,11 +410,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = [row for row in rows if tuple(row[name] for name in KEYS[:6]) == tuple(map(str, alike))]
     title = f"{args.network.removeprefix('train_')}, width {args.width:g}, {args.epochs} epochs"
     versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
-    text = f"{summary(rows, title)}\n\nSplit {split}; spread over seeds; {versions}\n"
-    write_text(args.results / "training_cost.txt", text)
+    table, note = summary(rows, title), f"Split {split}; spread over seeds; {versions}"
+    if args.update:
+        write_text(args.update, with_tables(args.update, markdown(note, [table]), "training_cost.py"))
     draw_cost(rows, title, args.results / "training_cost.png")
     draw_graduation(rows, title, args.results / "graduation.png")
-    print(text, end="")
+    print(f"{format_table(*table)}\n\n{note}")
     return 0
 
 

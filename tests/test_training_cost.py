@@ -178,5 +178,5 @@ def test_the_benchmark_runs_and_goes_on(mini_features, run_script, tmp_path):
     assert rows["plain-short"]["windows"] == ours["windows"]
     assert int(rows["plain-short"]["frames"]) == 48 * int(ours["windows"]) > int(ours["frames"])
     assert all(0 <= int(row["test_right"]) <= int(row["test_songs"]) for row in rows.values())
-    pictures = {"training_cost.csv", "training_cost.txt", "training_cost.png", "graduation.png"}
+    pictures = {"training_cost.csv", "training_cost.png", "graduation.png"}
     assert {path.name for path in tmp_path.iterdir()} == pictures
