@@ -6,11 +6,9 @@ the validation songs more often than another; with --last 0 those of the check w
 budget of plain-short and random-drop is what hyper-dynamic spent with the same seed. Work is counted in windows and in
 frames: a short window has half of them.
 
-The default scale is meant for about an hour a seed on two cores. Windows of the long schedules don't overlap, so that
-an epoch hears every frame once; with the published half overlap (--overlap 0.5) they take twice as long. The estimate:
-plain-300 is 0.69 million windows of 260 frames (460 songs of 30 s, 300 epochs), of which a core that was shared with
-other programs trained 190 to 229 a second (throughput.py --networks train_dpa_cnn, --width 0.1 and 0.125); the other
-five are taken for as much together, of which infobatch two thirds and published a quarter: a guess.
+At the default scale a seed of the six schedules is 2,400 s of one core: 20 to 25 minutes on two. Windows of the long
+schedules don't overlap, so that an epoch hears every frame once; with the published half overlap (--overlap 0.5) they
+take twice as long.
 
 The split is that of the prepared data: prepare_gtzan_data.py --split artist. The composite is what the published method
 reports as accuracy: for `published` each class's validation accuracy as it was when the class graduated, or its best if
@@ -24,7 +22,7 @@ Writes  benchmarks/results/training_cost.csv        a line a run, written when i
 Examples
     python benchmarks/training_cost.py --seeds 3
     python benchmarks/training_cost.py --seeds 3 --resume                    # after a stop
-    python benchmarks/training_cost.py --seeds 3 --resume --recipe epochs=48 share=0.2
+    python benchmarks/training_cost.py --seeds 3 --resume --recipe epochs=70 share=0.25 final_rate=1
     python benchmarks/training_cost.py --network train_ecas_cnn --epochs 30  # a tenth of every schedule
 """
 
@@ -376,7 +374,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add(
         "--network", default="train_dpa_cnn", metavar="SCRIPT", help="training script whose network and recipe are used"
     )
-    add("--width", type=float, default=0.1, metavar="N", help="factor on the channels of the network")
+    add("--width", type=float, default=0.25, metavar="N", help="factor on the channels of the network")
     add("--epochs", type=positive_int, default=300, metavar="N", help="of the long schedules; the short ones follow")
     add(
         "--last", type=int, choices=(0, 1), default=1, help="0: the weights of the check with the least validation loss"
