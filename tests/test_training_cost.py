@@ -14,7 +14,7 @@ import hyper_dynamic
 import train_ecas_cnn
 from common import UserError, read_catalogue
 from predict import window_starts
-from rules import ClassState, Schedule, Settings, update_classes
+from rules import ClassState, Schedule, Settings, learning_rate, update_classes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
@@ -130,6 +130,21 @@ def test_a_factor_scales_the_loss_of_its_window(mini_features, tmp_path):
     assert all(torch.equal(one, two) for one, two in zip(ends[0][1], ends[1][1], strict=True))
     assert not all(torch.equal(one, two) for one, two in zip(*ends[0], strict=True))
     assert all(torch.equal(one, two) for one, two in zip(*ends[2], strict=True))
+
+
+@pytest.mark.parametrize(("final", "average"), [(0.0, 0.0), (1.0, 0.0), (0.5, 0.9999)])
+def test_the_loop_follows_the_settings_of_rate_and_average(mini_features, tmp_path, final, average):
+    rules = Settings(
+        name="x", features="mfcc", epochs=2, width=0.02, window=48, share=0.2, final_rate=final, average=average
+    )
+    trainer = hyper_dynamic.Trainer(rules, train_ecas_cnn.NETWORK, read_catalogue(mini_features[0]), tmp_path, 3, "cpu")
+    for epoch in range(rules.epochs):
+        trainer._train_epoch(epoch)
+    steps = trainer.state.steps // rules.epochs
+    expected = learning_rate(1 - 1 / (steps * rules.epochs), rules.learning_rate, final)
+    assert trainer.optimiser.param_groups[0]["lr"] == pytest.approx(expected)
+    same = [torch.equal(mean, now) for mean, now in zip(trainer._means, trainer._nows, strict=True)]
+    assert all(same) == (average == 0)
 
 
 def test_graduation_is_told_by_epoch_and_reported_as_published():
