@@ -189,6 +189,11 @@ def library_versions() -> dict[str, str]:
     return {"python": sys.version.split()[0], **{name: importlib.metadata.version(name) for name in names}}
 
 
+def versions_line() -> str:
+    """Those versions as text: "python 3.11.7, torch 2.13.0, ..."."""
+    return ", ".join(f"{name} {version}" for name, version in library_versions().items())
+
+
 # ---------------------------------------------------------------- files
 
 

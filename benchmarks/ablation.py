@@ -31,10 +31,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rivals import ALIKE, read_recipe
 
-from common import Catalogue, argument_parser, command, format_table, library_versions, read_catalogue, write_text
+from common import Catalogue, argument_parser, command, format_table, read_catalogue, versions_line, write_text
 
 if TYPE_CHECKING:
     from augment import Augmentation
+    from evaluate import Table
     from rules import Settings
 
 # Fields of Settings or Augmentation that differ from the recipe; "none" is the recipe.
@@ -137,7 +138,7 @@ def run(network: str, recipe: str, change: str, epochs: int, seed: int, catalogu
     }
 
 
-def summary(rows: list[dict[str, str]], network: str, recipe: str, epochs: str) -> tuple[list[str], list[list[str]]]:
+def summary(rows: list[dict[str, str]], network: str, recipe: str, epochs: str) -> Table:
     """A row a change: mean accuracy and log-loss over seeds, and the difference from the recipe on the same seeds."""
     figures: dict[str, dict[str, dict[str, str]]] = {}
     for row in rows:
@@ -206,9 +207,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(lines[-1], flush=True)
     if args.update:
         groups = dict.fromkeys((row["network"], row["recipe"], row["epochs"]) for row in rows)
-        versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
         text = markdown(
-            f"Change: on the same seeds, with its standard error. {versions}",
+            f"Change: on the same seeds, with its standard error. {versions_line()}",
             [summary(rows, *group) for group in groups],
         )
         write_text(args.update, with_tables(args.update, text, "ablation.py"))

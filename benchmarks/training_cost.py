@@ -41,7 +41,7 @@ import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -56,12 +56,15 @@ from common import (
     command,
     format_table,
     fraction,
-    library_versions,
     positive_int,
     read_catalogue,
+    versions_line,
     whole_file,
     write_text,
 )
+
+if TYPE_CHECKING:
+    from evaluate import Table
 
 KEYS = ("network", "width", "epochs", "last", "overlap", "split", "recipe", "schedule", "seed")
 FIELDS = (
@@ -79,7 +82,6 @@ FIELDS = (
     "graduated",  # epochs after which each class was graduated, from-to: "blues:6-12 18-24; jazz:9-24"
 )
 Row = dict[str, str]
-Table = tuple[list[str], list[list[str]]]
 
 
 # ---------------------------------------------------------------- one run
@@ -407,8 +409,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     rows = [row for row in rows if tuple(row[name] for name in KEYS[:6]) == tuple(map(str, alike))]
     title = f"{args.network.removeprefix('train_')}, width {args.width:g}, {args.epochs} epochs"
-    versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
-    table, note = summary(rows, title), f"Split {split}; spread over seeds; {versions}"
+    table, note = summary(rows, title), f"Split {split}; spread over seeds; {versions_line()}"
     if args.update:
         write_text(args.update, with_tables(args.update, markdown(note, [table]), "training_cost.py"))
     draw_cost(rows, title, args.results / "training_cost.png")
