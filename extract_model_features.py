@@ -127,10 +127,8 @@ def load_members(models: Path, names: Iterable[str] = MEMBERS, device: str = "au
             if problem := _unusable(meta):
                 raise ValueError(problem)
             with torch.device("meta"):  # no memory before the shapes are known to fit: a file may claim any width
-                check_fit(
-                    build(len(meta["genres"]), meta["settings"]["width"], meta["settings"]["coarse"]), tensors, path
-                )
-            network = build(len(meta["genres"]), meta["settings"]["width"], meta["settings"]["coarse"])
+                check_fit(build(len(meta["genres"]), meta["settings"]["width"]), tensors, path)
+            network = build(len(meta["genres"]), meta["settings"]["width"])
             if meta["strides"] != strides(network):
                 raise ValueError("architecture: its strides are others")
             members.append(Member(name, network, meta))

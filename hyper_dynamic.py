@@ -136,7 +136,7 @@ class Trainer:
             )
         keep_freed_memory()
         set_seed(seed)
-        self.network = build(len(catalogue.genres), settings.width, settings.coarse).to(self.device)
+        self.network = build(len(catalogue.genres), settings.width).to(self.device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if settings.fast:
             set_fast(self.network, self.device)

@@ -44,9 +44,6 @@ class Settings:
     label_smoothing: float = setting(0.1, "part of each target spread over all classes", high=1)
     mixup: float = setting(0.3, "alpha of mixup; 0 switches it off")
     last: int = setting(1, "1: release the weights of the schedule's end; 0: of the check with the least loss", high=1)
-    coarse: int = setting(
-        0, "1: strides that shrink frequency and time earlier, for about two thirds of the work", high=1
-    )
     fast: int = setting(1, "1: train convolutions in bfloat16 where the processor has instructions for it", high=1)
     width: float = setting(1.0, "factor on the channels of the network", low=0.01)
     graduate_at: float = setting(0.85, "smoothed validation accuracy at which a class graduates")

@@ -68,7 +68,7 @@ class CNNBiGRU(nn.Module):
 
     feature_size = FEATURE_SIZE
 
-    def __init__(self, classes: int, width: float = 1.0, coarse: int = 0):  # one set of strides
+    def __init__(self, classes: int, width: float = 1.0):
         super().__init__()
         channels = [max(8, round(width * number)) for number in CHANNELS]
         blocks: list[nn.Module] = []

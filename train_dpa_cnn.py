@@ -38,8 +38,8 @@ from layers import Convolution, mean_and_max  # noqa: E402
 
 FEATURE_SIZE = 512
 CHANNELS = (96, 192, 256, 384, 512)
-# The first block shrinks most: multiplications are what a CPU counts. Fine, coarse.
-STRIDES = ((4, 2, 2, 1, 2), (4, 2, 2, 2, 1))
+# The first block shrinks most: multiplications are what a CPU counts.
+STRIDES = (4, 2, 2, 1, 2)
 
 
 class DualParallelAttention(nn.Module):
@@ -67,14 +67,14 @@ class DPACNN(nn.Module):
 
     feature_size = FEATURE_SIZE
 
-    def __init__(self, classes: int, width: float = 1.0, coarse: int = 0):
+    def __init__(self, classes: int, width: float = 1.0):
         super().__init__()
         channels = [max(8, round(width * number)) for number in CHANNELS]
         blocks: list[nn.Module] = []
         for index, (inputs, outputs) in enumerate(zip([1, *channels], channels, strict=False)):
             kernel = 7 if index == 0 else 3
             blocks += [
-                Convolution(inputs, outputs, kernel, STRIDES[coarse][index], kernel // 2, bias=False),
+                Convolution(inputs, outputs, kernel, STRIDES[index], kernel // 2, bias=False),
                 nn.BatchNorm2d(outputs),
                 nn.SiLU(inplace=True),
             ]

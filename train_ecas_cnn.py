@@ -40,10 +40,7 @@ from layers import Convolution, mean_and_max  # noqa: E402
 
 FEATURE_SIZE = 128
 CHANNELS = (192, 256, 384, 512)
-STRIDES = (  # coefficients, time: fine, coarse
-    ((1, 4), (2, 2), (2, 1), (1, 2)),
-    ((2, 4), (2, 2), (1, 2), (1, 2)),
-)
+STRIDES = ((1, 4), (2, 2), (2, 1), (1, 2))  # coefficients, time
 
 
 class ECA(nn.Module):
@@ -93,7 +90,7 @@ class ECASCNN(nn.Module):
 
     feature_size = FEATURE_SIZE
 
-    def __init__(self, classes: int, width: float = 1.0, coarse: int = 0):
+    def __init__(self, classes: int, width: float = 1.0):
         super().__init__()
         channels = [max(8, round(width * number)) for number in CHANNELS]
         self.deltas = Deltas()
@@ -102,9 +99,7 @@ class ECASCNN(nn.Module):
         for index, (inputs, outputs) in enumerate(zip([3, *channels], channels, strict=False)):
             kernel = (5, 7) if index == 0 else (3, 3)
             blocks += [
-                Convolution(
-                    inputs, outputs, kernel, STRIDES[coarse][index], (kernel[0] // 2, kernel[1] // 2), bias=False
-                ),
+                Convolution(inputs, outputs, kernel, STRIDES[index], (kernel[0] // 2, kernel[1] // 2), bias=False),
                 nn.BatchNorm2d(outputs),
                 nn.SiLU(inplace=True),
                 ECA(outputs),

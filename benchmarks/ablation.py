@@ -56,7 +56,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "weight_strength_2": {"weight_strength": 2.0},
     # other settings
     "single_precision": {"fast": 0},
-    "coarse": {"coarse": 1},
     "least_loss": {"last": 0},
     "final_rate_0": {"final_rate": 0.0},
     "final_rate_1": {"final_rate": 1.0},

@@ -125,7 +125,7 @@ class Explosive(nn.Module):
 
     feature_size = 4
 
-    def __init__(self, classes: int, width: float, coarse: int):
+    def __init__(self, classes: int, width: float):
         super().__init__()
         self.zero = nn.Parameter(torch.zeros(1))
         self.line = nn.Linear(4, classes)
