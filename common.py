@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,16 +48,37 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
     """Docstrings keep their line breaks and every option shows its default."""
 
 
+def fraction(text: str) -> float:
+    """An argparse type: a number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def whole_number(text: str, least: int = 0) -> int:
+    """An argparse type: a whole number of at least 0."""
+    value = int(text)
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text} is not at least {least}")
+    return value
+
+
+def positive_int(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    return whole_number(text, 1)
+
+
 _SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--data": {"type": Path, "default": Path("data"), "metavar": "DIR", "help": "folder of songs, splits and features"},
     "--models": {"type": Path, "default": Path("models"), "metavar": "DIR", "help": "folder of checkpoints"},
-    "--seed": {"type": int, "default": 0, "metavar": "N", "help": "seed of every random choice"},
+    "--seed": {"type": whole_number, "default": 0, "metavar": "N", "help": "seed of every random choice"},
     "--device": {
         "choices": ["auto", "cpu", "cuda", "mps"],
         "default": "auto",
         "help": "where networks run; auto takes MPS, then CUDA, then CPU",
     },
-    "--threads": {"type": int, "default": os.cpu_count() or 1, "metavar": "N", "help": "CPU threads"},
+    "--threads": {"type": positive_int, "default": os.cpu_count() or 1, "metavar": "N", "help": "CPU threads"},
     "--json": {"action": "store_true", "help": "print the result as JSON on standard output, and nothing else there"},
 }
 
@@ -68,22 +89,6 @@ def argument_parser(description: str | None, *shared: str) -> argparse.ArgumentP
     for name in shared:
         parser.add_argument(name, **_SHARED_OPTIONS[name])
     return parser
-
-
-def fraction(text: str) -> float:
-    """An argparse type: a number from 0 to 1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
-
-
-def positive_int(text: str) -> int:
-    """An argparse type: a whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
 
 
 def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
@@ -393,10 +398,25 @@ class Catalogue:
         return np.array([self.label(track) for track in tracks], dtype=np.int64)
 
 
+def artist_key(artist: str) -> str:
+    """Artists are one if their names agree but for case and white space; "" is nobody known."""
+    return " ".join(artist.split()).casefold()
+
+
+def split_list(songs: Mapping[str, Song], tracks: Iterable[str]) -> str:
+    """The text of a split's list: a file name a line."""
+    return "".join(songs[track].file + "\n" for track in tracks)
+
+
+def split_sums(songs: Mapping[str, Song], splits: Mapping[str, Iterable[str]]) -> dict[str, str]:
+    """SHA-256 of every split's list, by which a catalogue knows its lists again."""
+    return {name: hashlib.sha256(split_list(songs, tracks).encode()).hexdigest() for name, tracks in splits.items()}
+
+
 def write_catalogue(catalogue: Catalogue, extra: dict[str, Any]) -> None:
     """Write ``metadata.json``, ``splits/<name>/*.txt`` and ``processed/*_files.txt`` below the data folder."""
     for split in SPLITS:
-        text = "".join(catalogue.songs[track].file + "\n" for track in catalogue.splits[split])
+        text = split_list(catalogue.songs, catalogue.splits[split])
         write_text(catalogue.data / "splits" / catalogue.split["name"] / f"{split}.txt", text)
         write_text(catalogue.data / "processed" / f"{split}_files.txt", text)
     write_json(

@@ -59,13 +59,10 @@ class Report:
         self.songs.append(song)
 
     def finish(self) -> None:
-        """Write the page whole, or not at all. Raises UserError if that can't be."""
+        """Write the page whole, or not at all. Raises WriteError if that can't be."""
         for record in self.earlier.values():
             self._take(record)
-        try:
-            write_text(self.path, page(self.songs, self.genres, self.run, self.path.absolute().parent))
-        except OSError as error:
-            raise UserError(f"{self.path}: can't be written ({error.strerror}): choose another --report") from None
+        write_text(self.path, page(self.songs, self.genres, self.run, self.path.absolute().parent))
 
 
 def check_target(path: Path) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from common import whole_file
 from decoding import SAMPLE_RATE
 from extract_features import FRAMES_PER_SECOND
+from figures import picture
 from predict import calibrated
 
 SMOOTHING = np.array([1, 2, 3, 2, 1]) / 9  # of neighbouring windows: 3 s apart, so about 15 s decide
@@ -60,43 +60,35 @@ def draw(
     log_mel: np.ndarray, log_probabilities: np.ndarray, borders: np.ndarray, genres: Sequence[str], path: Path
 ) -> None:
     """Write a PNG: each genre's smoothed probability over time above the log-mel (128, frames) of the same time."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     probabilities = np.exp(smoothed(log_probabilities))
     order = probabilities.mean(axis=0).argsort()[::-1]  # the likeliest lies at the bottom
     factor = max(1, -(-log_mel.shape[1] // PICTURE_COLUMNS))
     edges = np.arange(0, log_mel.shape[1], factor)
-    picture = np.add.reduceat(log_mel, edges, axis=1, dtype=np.float32) / np.diff(edges, append=log_mel.shape[1])
+    mels = np.add.reduceat(log_mel, edges, axis=1, dtype=np.float32) / np.diff(edges, append=log_mel.shape[1])
     minutes = borders[-1] - borders[0] > 180  # a long song counts in minutes
     times = borders / (60 if minutes else 1)
 
-    figure, (upper, lower) = pyplot.subplots(
-        2, 1, figsize=(10, 6), sharex=True, layout="constrained", height_ratios=(3, 2)
-    )
-    colours = [pyplot.get_cmap("tab20")(index % 20) for index in range(len(genres))]
-    steps = np.repeat(probabilities[:, order], 2, axis=0).T
-    upper.stackplot(
-        np.repeat(times, 2)[1:-1], steps, labels=[genres[i] for i in order], colors=[colours[i] for i in order]
-    )
-    upper.set_ylim(0, 1)
-    upper.set_ylabel("probability")
-    upper.legend(loc="center left", bbox_to_anchor=(1, 0.5), reverse=True, frameon=False)
-    lower.imshow(
-        picture,
-        origin="lower",
-        aspect="auto",
-        extent=(times[0], times[-1], 0, len(log_mel)),
-        cmap="magma",
-        vmin=-2,
-        vmax=3,
-    )
-    lower.set_yticks([0, 64, 128], ["0", "2 kHz", f"{SAMPLE_RATE / 2000:.0f} kHz"])
-    lower.set_ylabel("mel band")
-    lower.set_xlabel("time, min" if minutes else "time, s")
-    lower.set_xlim(times[0], times[-1])
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-    pyplot.close(figure)
+    with picture(path, 2, figsize=(10, 6), sharex=True, height_ratios=(3, 2)) as (_, (upper, lower)):
+        from matplotlib import colormaps
+
+        colours = [colormaps["tab20"](index % 20) for index in range(len(genres))]
+        steps = np.repeat(probabilities[:, order], 2, axis=0).T
+        upper.stackplot(
+            np.repeat(times, 2)[1:-1], steps, labels=[genres[i] for i in order], colors=[colours[i] for i in order]
+        )
+        upper.set_ylim(0, 1)
+        upper.set_ylabel("probability")
+        upper.legend(loc="center left", bbox_to_anchor=(1, 0.5), reverse=True, frameon=False)
+        lower.imshow(
+            mels,
+            origin="lower",
+            aspect="auto",
+            extent=(times[0], times[-1], 0, len(log_mel)),
+            cmap="magma",
+            vmin=-2,
+            vmax=3,
+        )
+        lower.set_yticks([0, 64, 128], ["0", "2 kHz", f"{SAMPLE_RATE / 2000:.0f} kHz"])
+        lower.set_ylabel("mel band")
+        lower.set_xlabel("time, min" if minutes else "time, s")
+        lower.set_xlim(times[0], times[-1])

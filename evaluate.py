@@ -1,7 +1,8 @@
 """Score the frozen networks and the fusion on held-out songs, through the detector's own predict path.
 
 Every song is decoded and classified by ``GenreDetector``, which sees no labels; they are compared afterwards.
-The validation figure stands beside the test figure: it chose thresholds, temperatures and the fusion.
+The validation figure stands beside the test figure: those songs steered the training and chose temperatures, and
+thresholds and the fusion too, unless that was fitted on other held-out songs.
 ``label_conditioned_composite`` is what the published method reports as accuracy: each class's best check of the
 whole training, put together. No classifier has that accuracy.
 
@@ -24,8 +25,10 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,7 @@ from common import (
     file_sha256,
     format_table,
     library_versions,
+    locked,
     positive_int,
     progress,
     read_catalogue,
@@ -276,6 +280,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--jobs", type=positive_int, default=2, metavar="N", help="trainings of a protocol at once, one thread each")
     add("--training", default="", metavar="OPTIONS", help="options for the training scripts, such as '--epochs 12'")
     args = parser.parse_args(argv)
+    try:
+        options = shlex.split(args.training)
+    except ValueError as error:
+        parser.error(f"--training {args.training}: {error}")
     mark = f"evaluate.py --protocol {args.protocol}" if args.protocol else "evaluate.py"
     for document in args.update:
         with_tables(document, "", mark)  # a mistake here is told before minutes of work
@@ -283,16 +291,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     catalogue = read_catalogue(args.data)
     if args.protocol:
         rounds = min(args.rounds or ROUNDS[args.protocol], ROUNDS[args.protocol])
-        folders = run_rounds(
-            catalogue, args.protocol, rounds, args.runs, args.split_lists, args.jobs, args.device, args.training
-        )
-        result = protocol(args.protocol, folders, args.results)
+        with ExitStack() as stack:
+            for folder in {args.runs.resolve(), args.results.resolve()}:
+                stack.enter_context(locked(folder))
+            folders = run_rounds(
+                catalogue, args.protocol, rounds, args.runs, args.split_lists, args.jobs, args.device, options
+            )
+            result = protocol(args.protocol, folders, args.results)
         text, parts, note = protocol_caption(result), protocol_tables(result), ""
     else:
         import torch
 
         torch.set_num_threads(args.threads)
-        result = one_split(catalogue, args.models, args.device, args.results)
+        with locked(args.results):
+            result = one_split(catalogue, args.models, args.device, args.results)
         text, parts, note = caption(result), tables(result), COMPOSITE
     for document in args.update:
         write_text(document, with_tables(document, markdown(text, parts, note), mark))

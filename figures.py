@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common import whole_file
+from common import UserError, whole_file
 from predict import class_accuracies
 
 RARE = 15  # songs: classes with fewer in the data set are also left out of a second figure
@@ -29,12 +30,17 @@ def wilson_interval(right: int, count: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
-    """Expected calibration error of the top probability, in equal bins (Guo et al., ICML 2017)."""
+def reliability(probabilities: np.ndarray, labels: np.ndarray) -> list[tuple[int, float, float]]:
+    """Songs, mean top probability and part that was right, for each of ten equal bins of top probability with songs."""
     top, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    which = np.minimum((top * bins).astype(int), bins - 1)
-    gaps = [abs(top[which == b].mean() - right[which == b].mean()) * (which == b).mean() for b in np.unique(which)]
-    return float(sum(gaps))
+    which = np.minimum((top * BINS).astype(int), BINS - 1)
+    masks = [which == number for number in np.unique(which)]
+    return [(int(mask.sum()), float(top[mask].mean()), float(right[mask].mean())) for mask in masks]
+
+
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Expected calibration error of the top probability, in ten equal bins (Guo et al., ICML 2017)."""
+    return sum(count * abs(said - was) for count, said, was in reliability(probabilities, labels)) / len(labels)
 
 
 def song_figures(probabilities: np.ndarray, labels: np.ndarray, genres: Sequence[str]) -> dict[str, Any]:
@@ -91,29 +97,50 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
 # ---------------------------------------------------------------- pictures
 
 
-def draw_confusion(matrix: np.ndarray, genres: list[str], title: str, path: Path) -> None:
-    """A picture of a confusion matrix: true genres down, predicted across, counts in the cells."""
+@contextmanager
+def picture(path: Path, *shape: int, **options: Any) -> Iterator[tuple[Any, Any]]:
+    """A figure and its axes (``pyplot.subplots``), written to ``path`` as a PNG at the end of the block, whole."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    figure, axes = pyplot.subplots(*shape, layout="constrained", **options)
+    try:
+        yield figure, axes
+        with whole_file(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=120)
+    finally:
+        pyplot.close(figure)
+
+
+def check_picture(path: Path) -> None:
+    """Raise UserError if ``path`` is something else than an earlier picture, so that no song is lost to a slip."""
+    try:
+        with path.open("rb") as stream:
+            if stream.read(4) == b"\x89PNG":
+                return
+        problem = "is there already and is no PNG"
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        problem = f"can't be read ({error.strerror})"
+    raise UserError(f"{path} {problem}: choose another --plot")
+
+
+def draw_confusion(matrix: np.ndarray, genres: list[str], title: str, path: Path) -> None:
+    """A picture of a confusion matrix: true genres down, predicted across, counts in the cells."""
     parts = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     size = 2.5 + 0.5 * len(genres)
-    figure, axes = pyplot.subplots(figsize=(size, size), layout="constrained")
-    axes.imshow(parts, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(genres)), genres, rotation=45, ha="right")
-    axes.set_yticks(range(len(genres)), [f"{g} ({n})" for g, n in zip(genres, matrix.sum(axis=1), strict=True)])
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true (songs)")
-    axes.set_title(title)
-    for (row, column), count in np.ndenumerate(matrix):
-        if count:
-            colour = "white" if parts[row, column] > 0.5 else "black"
-            axes.text(column, row, str(count), ha="center", va="center", color=colour)
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-    pyplot.close(figure)
+    with picture(path, figsize=(size, size)) as (_, axes):
+        axes.imshow(parts, cmap="Blues", vmin=0, vmax=1)
+        axes.set_xticks(range(len(genres)), genres, rotation=45, ha="right")
+        axes.set_yticks(range(len(genres)), [f"{g} ({n})" for g, n in zip(genres, matrix.sum(axis=1), strict=True)])
+        axes.set(xlabel="predicted", ylabel="true (songs)", title=title)
+        for (row, column), count in np.ndenumerate(matrix):
+            if count:
+                colour = "white" if parts[row, column] > 0.5 else "black"
+                axes.text(column, row, str(count), ha="center", va="center", color=colour)
 
 
 def draw_reliability(outputs: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str, path: Path) -> None:
@@ -122,25 +149,15 @@ def draw_reliability(outputs: Mapping[str, tuple[np.ndarray, np.ndarray]], title
     ``outputs`` are probabilities (songs, classes) and labels (songs,) by model; dots grow with the songs in a bin,
     and bins of fewer than five are left out.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(5.5, 5.5), layout="constrained")
-    axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1, label="perfect")
-    for name, (probabilities, labels) in outputs.items():
-        top, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-        which = np.minimum((top * BINS).astype(int), BINS - 1)
-        full = [b for b in np.unique(which) if (which == b).sum() >= LEAST_DRAWN]
-        said, was = ([values[which == b].mean() for b in full] for values in (top, right))
-        (line,) = axes.plot(said, was, label=f"{name} ({100 * calibration_error(probabilities, labels):.1f} %)")
-        axes.scatter(said, was, [4 + 300 * (which == b).mean() for b in full], color=line.get_color())
-    axes.set(
-        xlim=(0, 1), ylim=(0, 1), xlabel="top probability", ylabel="part of the songs that were right", title=title
-    )
-    axes.legend(title="calibration error", loc="lower right")
-    axes.set_aspect("equal")
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-    pyplot.close(figure)
+    with picture(path, figsize=(5.5, 5.5)) as (_, axes):
+        axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1, label="perfect")
+        for name, (probabilities, labels) in outputs.items():
+            full = np.array([row for row in reliability(probabilities, labels) if row[0] >= LEAST_DRAWN]).reshape(-1, 3)
+            counts, said, was = full.T
+            (line,) = axes.plot(said, was, label=f"{name} ({100 * calibration_error(probabilities, labels):.1f} %)")
+            axes.scatter(said, was, 4 + 300 * counts / len(labels), color=line.get_color())
+        axes.set(
+            xlim=(0, 1), ylim=(0, 1), xlabel="top probability", ylabel="part of the songs that were right", title=title
+        )
+        axes.legend(title="calibration error", loc="lower right")
+        axes.set_aspect("equal")

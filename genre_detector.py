@@ -5,8 +5,8 @@ Reads   the songs (wav, flac, ogg, opus, mp3, au, aiff; m4a, mp4, aac and wma wi
 Writes  text, or with --json, --jsonl or --csv what docs/output.md describes, on standard output or to --output;
         with --plot a picture; with --report an HTML page; with --write-tags --yes the songs' genre tags
 
-Probabilities are calibrated on validation songs and sum to 100 %. An answer is uncertain below the top probability
-from which on validation songs were right 9 times in 10, and for noise, a tone, silence or speech always. Exit code 0
+Probabilities are calibrated on held-out songs and sum to 100 %. An answer is uncertain below the top probability
+from which on held-out songs were right 9 times in 10, and for noise, a tone, silence or speech always. Exit code 0
 when every song was classified, 1 when at least one couldn't be (each is named in one line on stderr), 2 for bad usage,
 130 after Ctrl-C, which keeps what is done.
 
@@ -44,10 +44,11 @@ from detector_report import Report, check_target
 from detector_tags import check_installed, read_genre, write_genre
 from detector_timeline import Section, draw, sections, window_borders
 from extract_features import FRAMES_PER_SECOND
+from extract_model_features import MEMBERS, fusion_inputs, load_members
+from figures import check_picture
 from predict import calibrated, window_starts
 
 FUSION = "fusion"
-MODELS = (FUSION, "dpa_cnn", "ecas_cnn", "cnn_bigru")
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class GenreDetector:
     models : folder of checkpoints; by default the one beside this file
     device : "auto", "cpu", "cuda" or "mps"
     min_confidence : top probability from which on an answer is confident; by default the model's own, from which on
-        its answers to validation songs were right 9 times in 10
+        its answers to held-out songs were right 9 times in 10
 
     Raises
     ------
@@ -121,7 +122,6 @@ class GenreDetector:
         device: str = "auto",
         min_confidence: float | None = None,
     ):
-        from extract_model_features import MEMBERS, load_members
         from train_fusion import MADE_BY, load_fusion
 
         folder = Path(models) if models is not None else Path(__file__).resolve().parent / "models"
@@ -153,8 +153,6 @@ class GenreDetector:
 
     def judge(self, heard: Heard) -> Analysis:
         """What every loaded model says of a song that ``listen`` decoded."""
-        from extract_model_features import fusion_inputs
-
         outputs = [member.outputs([heard.features])[0] for member in self._members]
         windows = {member.name: rows for member, (rows, _) in zip(self._members, outputs, strict=True)}
         song = {name: calibrated(rows.mean(axis=0)) for name, rows in windows.items()}
@@ -233,7 +231,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SONG",
         help="sound file, folder, pattern, or - for a list of them on standard input",
     )
-    parser.add_argument("--model", choices=MODELS, default=FUSION, help="which model answers")
+    parser.add_argument("--model", choices=(FUSION, *MEMBERS), default=FUSION, help="which model answers")
     parser.add_argument("--models", type=Path, metavar="DIR", help="folder of checkpoints; if not given, the one here")
     parser.add_argument("--start", type=seconds, default=0.0, metavar="S", help="seconds left out at the start")
     parser.add_argument("--duration", type=seconds, metavar="S", help="seconds used; if not given, to the end")
@@ -296,11 +294,13 @@ def _run(args: argparse.Namespace) -> int:
             skipped[found[0]] = done.result()[found[0]]
         return found[0] not in skipped
 
-    songs: Iterable[Found] = filter(is_new, find_songs(args.songs))
+    named: Iterable[Found] = find_songs(args.songs)
     if args.plot:
-        songs = list(songs)
-        if len(songs) != 1:
-            raise UserError(f"--plot draws one song, {len(songs)} are named: leave out the others")
+        named = list(named)
+        if len(named) != 1:
+            raise UserError(f"--plot draws one song, {len(named)} are named: leave out the others")
+        check_picture(args.plot)
+    songs = filter(is_new, named)
     if args.output and args.output.exists() and not args.resume:
         raise UserError(f"{args.output} is there already: delete it, or go on with --jsonl --resume")
     if args.report:
@@ -355,9 +355,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--yes goes with --write-tags")
     try:
         return _run(args)
-    except BrokenPipeError:  # whoever read the answers has gone: head, less
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except KeyboardInterrupt:
+        again = "run the same command again" if args.resume else "start with --jsonl --output FILE --resume"
+        complain(f"interrupted; to go on, {again}")
+        return 130
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ happens to it happens here. torch is imported where it is needed, so that ``--he
 
 from __future__ import annotations
 
+import argparse
 import copy
 import ctypes
 import dataclasses
@@ -15,7 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,7 @@ from distributed import Team, local_size, team_on
 from extract_features import N_MELS, N_MFCC, load_features
 from predict import calibrated, class_accuracies, confidence_threshold, fit_temperature, network_outputs
 from rules import ClassState, Schedule, Settings, class_weights, learning_rate, training_window, update_classes
-from stopping import Stopped, random_state, resume_command, set_random_state, signals_to
+from stopping import Stopped, keep_unfinished, random_state, resume_command, set_random_state, signals_to
 
 if TYPE_CHECKING:
     import torch
@@ -180,7 +181,7 @@ class Trainer:
     # -------- an epoch
 
     def run(self, resume: bool) -> dict[str, Any]:
-        """Train to the end of the schedule, release the best averaged weights, return that checkpoint's meta.
+        """Train to the end of the schedule, release the averaged weights, return that checkpoint's meta.
 
         Raises Stopped after the step in which ``stop`` was called.
         """
@@ -424,24 +425,10 @@ def _lines(path: Path) -> list[str]:
     return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
-def keep_unfinished(folder: Path) -> None:
-    """Raise UserError if the training in a folder was stopped before its end, so that it can go on."""
-    try:
-        stopped = load_checkpoint(folder / "latest.safetensors", "")[1]
-        epoch, epochs = stopped["progress"]["epoch"], stopped["settings"]["epochs"]
-    except (UserError, KeyError, TypeError):
-        return  # absent, or nothing can go on from it
-    with suppress(UserError):
-        if load_checkpoint(folder / "model.safetensors", "")[1].get("progress") == stopped["progress"]:
-            return  # it came to its end
-    what = f"a training that was stopped after {epoch} of {epochs} epochs"
-    raise UserError(f"{folder} holds {what}: go on with --resume, or give it up with --force")
-
-
-def training_command(
-    argv: Sequence[str] | None, doc: str | None, settings: Settings, build: Callable[..., nn.Module]
-) -> int:
-    """``main`` of a training script: options from the settings, one run, a short table."""
+def read_options(
+    argv: Sequence[str] | None, doc: str | None, settings: Settings
+) -> tuple[argparse.Namespace, Settings]:
+    """The command line of a training script, and the settings that it asks for. Exits with 2 on bad usage."""
     parser = argument_parser(doc, "--data", "--models", "--seed", "--device", "--threads")
     stopped = parser.add_mutually_exclusive_group()
     stopped.add_argument("--resume", action="store_true", help="go on with this run where it stopped")
@@ -455,7 +442,14 @@ def training_command(
         low, high = option.metadata["low"], option.metadata["high"]
         if not low <= getattr(args, name) <= high:  # NaN is in no range
             parser.error(f"{_flag(name)} must be at least {low}" + ("" if high == math.inf else f" and at most {high}"))
-    settings = dataclasses.replace(settings, **{name: getattr(args, name) for name in options})
+    return args, dataclasses.replace(settings, **{name: getattr(args, name) for name in options})
+
+
+def training_command(
+    argv: Sequence[str] | None, doc: str | None, settings: Settings, build: Callable[..., nn.Module]
+) -> int:
+    """``main`` of a training script: options from the settings, one run, a short table."""
+    args, settings = read_options(argv, doc, settings)
 
     import torch
 

@@ -22,7 +22,7 @@ class Convolution(nn.Conv2d):
 
 
 def set_fast(network: nn.Module, device: torch.device) -> None:
-    """Let a network's convolutions train in bfloat16 if the device has instructions for it, for half the time."""
+    """Let a network's convolutions train in bfloat16 if the device has instructions for it."""
     if device.type == "cpu":
         able = torch.cpu.get_capabilities()
         fast = bool(able.get("avx512_bf16") or able.get("amx_bf16"))

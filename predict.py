@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 INFERENCE_BATCH = 10  # windows: a song of 30 s has 9. More is hardly faster, and memory is mostly activations
-RIGHT_WHEN_CONFIDENT = 0.9  # part of the confident answers to validation songs
+RIGHT_WHEN_CONFIDENT = 0.9  # part of the confident answers to held-out songs
 
 
 def window_hop(window: int, overlap: float) -> int:

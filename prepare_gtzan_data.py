@@ -20,7 +20,6 @@ Examples
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import sys
 from collections import Counter
@@ -38,6 +37,7 @@ from common import (
     Song,
     UserError,
     argument_parser,
+    artist_key,
     command,
     complain,
     file_sha256,
@@ -48,6 +48,7 @@ from common import (
     one_line,
     positive_int,
     progress,
+    split_sums,
     workers_end_with_us,
     write_catalogue,
 )
@@ -231,11 +232,6 @@ def read_artists(path: Path) -> dict[str, str]:
     return artists
 
 
-def artist_key(artist: str) -> str:
-    """Artists are one if their names agree but for case and white space."""
-    return " ".join(artist.split()).casefold()
-
-
 def read_split_lists(folder: Path, songs: Sequence[Song]) -> dict[str, list[str]]:
     """Tracks of the published lists ``{train,valid,test}_filtered.txt``, matched by genre and stem.
 
@@ -404,16 +400,12 @@ def split_songs(
     if method == "artist":
         kinds["artist"] = {song.track: artist_key(song.artist) for song in usable}
     check_apart(splits, kinds)
-    file_of = {song.track: song.file for song in songs}
     record = {
         "name": f"{method}_fold{fold[0]}of{fold[1]}" if fold else method,
         "method": method,
         "seed": seed,
         "fold": {"number": fold[0], "of": fold[1]} if fold else None,
-        "sha256": {
-            part: hashlib.sha256("".join(file_of[track] + "\n" for track in tracks).encode()).hexdigest()
-            for part, tracks in splits.items()
-        },
+        "sha256": split_sums({song.track: song for song in songs}, splits),
     }
     return splits, record, dropped
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import shlex
+import importlib
 import shutil
 import signal
 import subprocess
@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from common import Catalogue, UserError, complain, read_catalogue, read_json, write_catalogue
+from checkpoints import load_checkpoint
+from common import Catalogue, UserError, artist_key, complain, read_catalogue, read_json, write_catalogue
 from figures import bootstrap_difference, mcnemar, song_figures, wilson_interval
 
 ROUNDS = {"random": 5, "artist": 5, "fault_filtered": 3}
@@ -114,6 +115,21 @@ def run_script(script: str, folder: Path, *options: str) -> None:
             raise UserError(f"{script}.py failed on {folder} ({lines[-1]}): see {log}, then repeat this command")
 
 
+def check_settings(folder: Path, options: Sequence[str]) -> None:
+    """Raise UserError if a round holds a network that was trained with other settings than the scripts' now.
+
+    ``options`` differ from their defaults; a mistake in them is bad usage.
+    """
+    from extract_model_features import MEMBERS
+    from hyper_dynamic import read_options
+
+    for name, script in MEMBERS.items():
+        wanted = dataclasses.asdict(read_options(options, None, importlib.import_module(script).SETTINGS)[1])
+        path = folder / "models" / name / "model.safetensors"
+        if path.exists() and load_checkpoint(path, f"{script}.py")[1].get("settings") != wanted:
+            raise UserError(f"{path} was trained with other settings: move it away or name another folder with --runs")
+
+
 def train(script: str, name: str, folder: Path, seed: int, options: Sequence[str]) -> None:
     """Train one network of a round, or go on with it, unless that is done."""
     models = folder / "models"
@@ -123,13 +139,14 @@ def train(script: str, name: str, folder: Path, seed: int, options: Sequence[str
     run_script(script, folder, "--models", str(models), "--seed", str(seed), "--threads", "1", *resume, *options)
 
 
-def finish(folder: Path, seed: int) -> None:
+def finish(folder: Path, seed: int, device: str) -> None:
     """Fuse a round's networks and score them on its test songs."""
     models = ["--models", str(folder / "models")]
-    run_script("extract_model_features", folder, *models, "--splits", "val", "--threads", "1")
+    where = ["--device", device, "--threads", "1"]
+    run_script("extract_model_features", folder, *models, *where, "--splits", "val")
     run_script("create_cleaned_features", folder)
     run_script("train_fusion", folder, *models, "--seed", str(seed))
-    run_script("evaluate", folder, *models, "--results", str(folder / "results"), "--threads", "1")
+    run_script("evaluate", folder, *models, *where, "--results", str(folder / "results"))
 
 
 def run_rounds(
@@ -140,11 +157,12 @@ def run_rounds(
     lists: Path | None,
     jobs: int,
     device: str,
-    options: str,
+    options: Sequence[str],
 ) -> list[Path]:
     """Every round of a protocol; what is done already is kept. Returns their folders.
 
-    ``jobs`` scripts run at a time with one thread each: on two cores that is a third faster than one with two.
+    ``options`` are for the training scripts. ``jobs`` scripts run at a time with one thread each: on two cores that is
+    a third faster than one with two.
     """
     from extract_model_features import MEMBERS
 
@@ -153,6 +171,7 @@ def run_rounds(
     ]
     folders = [runs / f"{protocol}_{number}" for number in range(rounds)]
     for number, folder in enumerate(folders):
+        check_settings(folder, options)
         prepare_round(folder, round_catalogue(catalogue, repeats, protocol, number, lists), repeats)
     with scripts_end_with_us(), ThreadPoolExecutor(jobs) as pool:
         trained: list[list[Future[None]]] = []
@@ -162,13 +181,12 @@ def run_rounds(
             for future in trained[number]:
                 future.result()
             if not (folders[number] / "results" / "evaluation.json").exists():
-                finish(folders[number], number)
+                finish(folders[number], number, device)
                 complain(f"{folders[number].name} is done")
 
         for number, folder in enumerate(folders):
             jobs_here = [
-                (script, name, folder, number, ["--device", device, *shlex.split(options)])
-                for name, script in MEMBERS.items()
+                (script, name, folder, number, ["--device", device, *options]) for name, script in MEMBERS.items()
             ]
             trained.append([pool.submit(train, *job) for job in jobs_here])
             if number:  # one round behind, so that no worker waits for a training
@@ -236,7 +254,7 @@ def read_rounds(folders: Sequence[Path]) -> Pool:
             outputs.setdefault(row["model"], []).append([float(row[genre]) for genre in genres])
             if row["model"] == first:
                 tracks.append(row["track"])
-                artists.append(songs[row["track"]].artist or row["track"])
+                artists.append(artist_key(songs[row["track"]].artist) or row["track"])
                 rounds.append(number)
                 labels.append(genres.index(row["genre"]))
     arrays = {model: np.array(values) for model, values in outputs.items()}

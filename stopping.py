@@ -6,8 +6,12 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from checkpoints import load_checkpoint
+from common import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +43,20 @@ def resume_command(launcher: Sequence[str], argv: Sequence[str] | None) -> str:
     given = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--force"]
     words = [*launcher, sys.argv[0], *given]
     return shlex.join(words if "--resume" in words else [*words, "--resume"])
+
+
+def keep_unfinished(folder: Path) -> None:
+    """Raise UserError if the training in a folder was stopped before its end, so that it can go on."""
+    try:
+        stopped = load_checkpoint(folder / "latest.safetensors", "")[1]
+        epoch, epochs = stopped["progress"]["epoch"], stopped["settings"]["epochs"]
+    except (UserError, KeyError, TypeError):
+        return  # absent, or nothing can go on from it
+    with suppress(UserError):
+        if load_checkpoint(folder / "model.safetensors", "")[1].get("progress") == stopped["progress"]:
+            return  # it came to its end
+    what = f"a training that was stopped after {epoch} of {epochs} epochs"
+    raise UserError(f"{folder} holds {what}: go on with --resume, or give it up with --force")
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:

@@ -39,6 +39,7 @@ from common import (
     Catalogue,
     UserError,
     argument_parser,
+    artist_key,
     command,
     format_table,
     library_versions,
@@ -215,7 +216,7 @@ def artist_folds(catalogue: Catalogue, tracks: Sequence[str], seed: int) -> list
     """Up to five folds of songs, an artist's songs together. Raises UserError with fewer than two artists."""
     from sklearn.model_selection import GroupKFold
 
-    artists = [catalogue.songs[track].artist.casefold() or track for track in tracks]
+    artists = [artist_key(catalogue.songs[track].artist) or track for track in tracks]
     if len(set(artists)) < 2:
         raise UserError("the validation songs are of one artist: prepare_gtzan_data.py must split more songs")
     folds = GroupKFold(min(5, len(set(artists))), shuffle=True, random_state=seed)

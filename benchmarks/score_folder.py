@@ -16,8 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from archives import AUDIO_SUFFIXES  # noqa: E402
 from common import UserError, argument_parser, command, complain, format_table, progress  # noqa: E402
+from detector_inputs import find_songs  # noqa: E402
 
 
 @command
@@ -35,13 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     torch.set_num_threads(args.threads)
     detector = GenreDetector(models=args.models, device=args.device)
-    songs = [path for path in sorted(args.folder.glob("*/*")) if path.suffix.lower() in AUDIO_SUFFIXES]
-    songs = [path for path in songs if path.parent.name in detector.genres]
+    folders = [str(args.folder / genre) for genre in detector.genres if (args.folder / genre).is_dir()]
     analyses, labels = [], []
-    for song in progress(songs, args.folder.name):
+    for song, problem in progress([*find_songs(folders)], args.folder.name):
         try:
+            if problem:
+                raise problem
             analyses.append(detector.analyse(song))
-            labels.append(detector.genres.index(song.parent.name))
+            labels.append(detector.genres.index(Path(song).relative_to(args.folder).parts[0]))
         except UserError as error:
             complain(f"{error}; left out")
     if not labels:

@@ -31,6 +31,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import Catalogue, Song, argument_parser, command, format_table, positive_int, write_array, write_json
+from extract_model_features import MEMBERS
 
 if TYPE_CHECKING:
     import torch
@@ -131,8 +132,8 @@ def measure(trainer: Trainer, turns: int, batches: int) -> list[float]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__)
     add = parser.add_argument
-    scripts = ["train_dpa_cnn", "train_ecas_cnn", "train_bigru_cnn"]
-    add("--networks", nargs="+", default=scripts, metavar="SCRIPT", help="training scripts whose networks are measured")
+    scripts = list(MEMBERS.values())
+    add("--networks", nargs="+", default=scripts, choices=scripts, help="training scripts whose networks are measured")
     add("--width", type=float, default=1.0, metavar="N", help="factor on the channels of the networks")
     add("--window", type=positive_int, metavar="N", help="frames; if not given, as in the script's settings")
     add("--turns", type=positive_int, default=7, metavar="N", help="measurements of each, after one to warm up")

@@ -158,7 +158,7 @@ def detector(models: Path) -> GenreDetector:
 
 
 @pytest.fixture
-def detect(models, monkeypatch, capsys):
+def detect(models, capsys):
     """Run the command line in this process: exit code, standard output, standard error."""
 
     def run(*args: object) -> tuple[int, str, str]:

@@ -72,6 +72,17 @@ def test_help_is_quick_and_shows_the_docstring(helps, name):
     assert not imported & {"torch", "librosa", "sklearn", "soundfile", "matplotlib", "scipy"}
 
 
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [("genre_detector", "--threads=0"), ("train_ecas_cnn", "--threads=-1"), ("evaluate", "--rounds=0")]
+    + [(name, "--seed=-1") for name in ("prepare_gtzan_data", "train_dpa_cnn", "train_fusion")],
+)
+def test_numbers_that_make_no_sense_are_bad_usage(name, option):
+    with pytest.raises(SystemExit) as caught:
+        importlib.import_module(name).main([option, *(["a.wav"] if name == "genre_detector" else [])])
+    assert caught.value.code == 2
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_unknown_option_is_bad_usage(name, capsys):
     with pytest.raises(SystemExit) as caught:

@@ -250,6 +250,18 @@ def test_plot_is_a_picture_of_one_song(detect, songs, tmp_path):
     assert not (tmp_path / "other.png").exists()
 
 
+def test_plot_goes_with_resume_and_never_replaces_a_song(detect, songs, tmp_path):
+    into = ["--jsonl", "--resume", "--output", tmp_path / "out.jsonl"]
+    for _ in range(2):
+        assert detect("--plot", tmp_path / "out.png", *into, songs / "a.wav")[0] == 0
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 1
+    song = shutil.copy(songs / "a.wav", tmp_path / "song.wav")
+    code, out, err = detect("--plot", song, songs / "a.wav")
+    assert (code, out) == (1, "")
+    assert err.endswith("song.wav is there already and is no PNG: choose another --plot\n")
+    assert Path(song).read_bytes() == (songs / "a.wav").read_bytes()
+
+
 # ---------------------------------------------------------------- text
 
 
@@ -384,7 +396,7 @@ def test_interrupt_keeps_what_is_done(repo, models, songs, form, tmp_path):
         process.send_signal(signal.SIGINT)
         rest = process.communicate(timeout=30)[1]
     assert process.returncode == 130
-    assert rest.splitlines() == [b"genre_detector.py: interrupted; run the same command again to go on"]
+    assert rest.splitlines() == [b"genre_detector.py: interrupted; to go on, start with --jsonl --output FILE --resume"]
     text = target.read_text()
     if form == "--json":
         kept = [record["path"] for record in json.loads(text)]

@@ -45,6 +45,7 @@ def hold(folder: Path, repo: Path) -> subprocess.Popen[bytes]:
         ("extract_model_features", "data"),
         ("create_cleaned_features", "data"),
         ("train_fusion", "models/fusion_progressive"),
+        ("evaluate", "results"),
     ],
 )
 def test_the_second_run_says_who_is_there(pipeline, tmp_path, capsys, script, where):
@@ -54,6 +55,8 @@ def test_the_second_run_says_who_is_there(pipeline, tmp_path, capsys, script, wh
         args += ["--models", str(tmp_path / "models")]
     if script == "train_ecas_cnn":
         args += ["--width", "0.05", "--device", "cpu"]
+    if script == "evaluate":
+        args += ["--models", str(pipeline.models), "--results", str(folder)]
     with locked(folder):
         before = sorted(folder.rglob("*"))
         assert importlib.import_module(script).main(args) == 1

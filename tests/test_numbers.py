@@ -135,7 +135,7 @@ class Explosive(nn.Module):
         return self.line(feature), feature
 
 
-def test_an_exploding_gradient_ends_the_run_before_it_spoils_the_weights(tmp_path, monkeypatch):
+def test_an_exploding_gradient_ends_the_run_before_it_spoils_the_weights(tmp_path):
     catalogue = read_catalogue(write_tiny_data(tmp_path / "data", EVEN))
     settings = hyper_dynamic.Settings("explosive", "mfcc", epochs=3, window=32, share=1.0, check_every=1)
     trainer = hyper_dynamic.Trainer(settings, Explosive, catalogue, tmp_path / "models", 0, "cpu")

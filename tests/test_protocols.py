@@ -109,13 +109,31 @@ def test_a_fusion_learns_from_rounds_but_not_from_its_own_test_songs(pipeline, r
 
 def test_a_step_that_fails_names_its_log(mini_features, tmp_path, capsys):
     command = ["--data", str(mini_features[0]), "--protocol", "artist", "--rounds", "1", "--jobs", "1"]
-    command += ["--runs", str(tmp_path), "--results", str(tmp_path / "results"), "--training", "--epochs 0"]
+    command += ["--runs", str(tmp_path), "--results", str(tmp_path / "results")]
+    command += ["--training", f"{TINY} --learning-rate 1e30"]
     assert evaluate.main(command) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert "train_bigru_cnn.log" in lines[0]
-    assert "--epochs must be at least 1" in lines[0]
+    assert "try a smaller --learning-rate" in lines[0]
     assert Path(tmp_path / "artist_0" / "train_bigru_cnn.log").exists()
+
+
+@pytest.mark.parametrize("training", ["--epochs 0", "--epoch's 3", "--no-such-option"])
+def test_bad_options_for_the_trainings_are_bad_usage(mini_features, tmp_path, training):
+    command = ["--data", str(mini_features[0]), "--protocol", "artist", "--runs", str(tmp_path / "runs")]
+    with pytest.raises(SystemExit) as caught:
+        evaluate.main([*command, "--results", str(tmp_path / "results"), f"--training={training}"])
+    assert caught.value.code == 2
+    assert not any(tmp_path.iterdir())
+
+
+def test_rounds_of_another_recipe_are_refused(mini_features, runs, tmp_path, capsys):
+    command = ["--data", str(mini_features[0]), "--protocol", "artist", "--rounds", "1", "--runs", str(runs)]
+    command += ["--results", str(tmp_path / "results"), "--training", f"{TINY} --weight-decay 0.5"]
+    assert evaluate.main(command) == 1
+    assert "was trained with other settings" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM that a process hears")

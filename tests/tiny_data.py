@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common import SPLITS, Catalogue, Song, write_array, write_catalogue, write_json
+from common import SPLITS, Catalogue, Song, split_sums, write_array, write_catalogue, write_json
 from extract_features import BINS, FEATURE_SETTINGS, feature_path
 
 
@@ -29,11 +29,7 @@ def write_tiny_data(data: Path, songs: Mapping[str, tuple[int, int, int]], frame
                 for kind, bins in BINS.items():
                     feature = shape[kind] + rng.normal(0, 1, (bins, frames))
                     write_array(feature_path(data, kind, track), feature.astype(np.float16))
-    sums = {
-        split: hashlib.sha256("".join(entries[track].file + "\n" for track in tracks).encode()).hexdigest()
-        for split, tracks in splits.items()
-    }
-    split = {"name": "made_up", "method": "random", "seed": 0, "fold": None, "sha256": sums}
+    split = {"name": "made_up", "method": "random", "seed": 0, "fold": None, "sha256": split_sums(entries, splits)}
     write_catalogue(Catalogue(sorted(songs), entries, splits, split, data), {})
     index = {"settings": FEATURE_SETTINGS, "songs": {track: song.sha256 for track, song in entries.items()}}
     write_json(data / "processed" / "features.json", index)

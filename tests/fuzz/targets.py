@@ -108,7 +108,7 @@ def artists(content: bytes, folder: Path) -> None:
     with contextlib.suppress(UserError):
         for track, artist in prepare_gtzan_data.read_artists(folder / "index.txt").items():
             assert len(track.splitlines()) <= 1
-            prepare_gtzan_data.artist_key(artist)
+            common.artist_key(artist)
 
 
 def lists(content: bytes, folder: Path) -> None:
