@@ -31,16 +31,16 @@ class Settings:
 
     name: str  # of the folder below models/
     features: str  # "melspectrogram" or "mfcc"
-    epochs: int = setting(45, "length of the schedule; it has no early stopping", low=1)
+    epochs: int = setting(40, "length of the schedule; it has no early stopping", low=1)
     batch_size: int = setting(16, "windows a step", low=2)
     learning_rate: float = setting(2e-3, "peak of the schedule")
-    final_rate: float = setting(0.0, "part of the peak that the learning rate falls to; 1: it stays there", high=1)
-    average: float = setting(0.995, "part that the running average of the weights keeps in a step", high=0.9999)
-    weight_decay: float = setting(0.02, "of AdamW, on weight matrices only")
+    final_rate: float = setting(1.0, "part of the peak that the learning rate falls to; 1: it stays there", high=1)
+    average: float = setting(0.998, "part that the running average of the weights keeps in a step", high=0.9999)
+    weight_decay: float = setting(0.2, "of AdamW, on weight matrices only")
     window: int = setting(260, "frames a window, 43 a second; the published method has 130", low=1)
     short_windows: float = setting(0.0, "first part of the schedule, trained on windows of half that length", high=1)
     overlap: float = setting(0.5, "of neighbouring windows", high=0.95)
-    share: float = setting(0.12, "part of all windows an epoch draws; the published method has 1", low=0.001, high=1)
+    share: float = setting(0.25, "part of all windows an epoch draws; the published method has 1", low=0.001, high=1)
     label_smoothing: float = setting(0.1, "part of each target spread over all classes", high=1)
     mixup: float = setting(0.3, "alpha of mixup; 0 switches it off")
     last: int = setting(1, "1: release the weights of the schedule's end; 0: of the check with the least loss", high=1)
@@ -156,7 +156,7 @@ def in_consolidation(epoch: int, rules: Settings) -> bool:
 
 
 def training_rate(state: ClassState, epoch: int, rules: Settings) -> float:
-    """Part of its windows that a class trains on in an epoch: never 0."""
+    """Part of its windows that a class trains on in an epoch."""
     rehearses = state.graduated and not in_consolidation(epoch, rules)
     return rules.share * (rules.rehearsal_rate if rehearses else 1.0)
 
@@ -170,7 +170,7 @@ def training_overlap(state: ClassState, rules: Settings) -> float:
     return rules.struggling_overlap if state.struggling else rules.overlap
 
 
-def learning_rate(done: float, peak: float, final: float = 0.0) -> float:
+def learning_rate(done: float, peak: float, final: float) -> float:
     """One cycle over the schedule (``done`` from 0 to 1): up linearly for 15 % of it, then on a half cosine down to
     ``final`` of the peak.
     """

@@ -24,7 +24,7 @@ from extract_features import N_MELS
 from hyper_dynamic import training_command
 from rules import Settings
 
-SETTINGS = Settings(name="cnn_bigru", features="melspectrogram", epochs=40)
+SETTINGS = Settings(name="cnn_bigru", features="melspectrogram")
 
 
 @command

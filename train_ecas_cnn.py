@@ -22,7 +22,7 @@ from extract_features import N_MFCC
 from hyper_dynamic import training_command
 from rules import Settings
 
-SETTINGS = Settings(name="ecas_cnn", features="mfcc", epochs=40)
+SETTINGS = Settings(name="ecas_cnn", features="mfcc")
 
 
 @command

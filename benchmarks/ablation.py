@@ -10,13 +10,12 @@ Writes  benchmarks/results/ablation.csv    a line a run; what is there already i
 
 Examples
     python benchmarks/ablation.py --network train_bigru_cnn --seeds 3 --epochs 20
-    python benchmarks/ablation.py --network train_dpa_cnn --recipe width=0.25 share=0.25 --changes none no_mixup
+    python benchmarks/ablation.py --network train_dpa_cnn --recipe width=0.25 --changes none no_mixup
     python benchmarks/ablation.py --changes none no_graduation no_demotion no_adaptive_overlap no_dynamic_weights
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import importlib
 import sys
@@ -29,9 +28,21 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rivals import ALIKE, read_recipe
+from recipes import Row, check_rows, fingerprint, read_recipe, read_rows, recipe_text, write_rows
+from rivals import ALIKE
 
-from common import Catalogue, argument_parser, command, format_table, read_catalogue, versions_line, write_text
+from common import (
+    Catalogue,
+    argument_parser,
+    artist_key,
+    command,
+    format_table,
+    positive_int,
+    read_catalogue,
+    versions_line,
+    write_text,
+)
+from extract_model_features import MEMBERS
 
 if TYPE_CHECKING:
     from augment import Augmentation
@@ -80,12 +91,23 @@ CHANGES: dict[str, dict[str, Any]] = {
     "no_masks": {"mask_chance": 0.0},
     "no_contrast": {"contrast": 0.0},
 }
-FIELDS = ("network", "recipe", "change", "epochs", "seed", "songs", "right", "log_loss", "windows", "seconds")
+FIELDS = (
+    "network",
+    "recipe",
+    "change",
+    "epochs",
+    "seed",
+    "settings",
+    "songs",
+    "right",
+    "log_loss",
+    "windows",
+    "seconds",
+)
 
 
 def new_split(catalogue: Catalogue, seed: int) -> Catalogue:
     """The training and validation songs shared out again, 4 to 1, an artist's songs together; no test songs."""
-    from prepare_gtzan_data import artist_key
     from splits import linked_groups, share_out
 
     tracks = sorted(catalogue.splits["train"] + catalogue.splits["val"])
@@ -95,16 +117,22 @@ def new_split(catalogue: Catalogue, seed: int) -> Catalogue:
     return dataclasses.replace(catalogue, splits={**splits, "test": []})
 
 
-def changed(network: str, recipe: str, change: str, epochs: int) -> tuple[Settings, Augmentation]:
+def changed(network: str, recipe: str | dict[str, Any], change: str, epochs: int) -> tuple[Settings, Augmentation]:
     """The settings of a run. Raises UserError for a recipe that names no setting."""
     from augment import Augmentation
 
     script = importlib.import_module(network)
     names = {field.name for field in dataclasses.fields(Augmentation)}
-    values = read_recipe(recipe, script.SETTINGS) | {"epochs": epochs}
+    values = read_recipe(recipe.split(), script.SETTINGS) if isinstance(recipe, str) else recipe
+    values = values | {"epochs": epochs}
     values |= {name: value for name, value in CHANGES[change].items() if name not in names}
     sounds = {name: value for name, value in CHANGES[change].items() if name in names}
     return dataclasses.replace(script.SETTINGS, **values), Augmentation(**sounds)
+
+
+def fingerprint_of(row: Row) -> str:
+    """The fingerprint of the settings that a row's recipe and change mean today."""
+    return fingerprint(*changed(row["network"], row["recipe"], row["change"], int(row["epochs"])))
 
 
 def run(network: str, recipe: str, change: str, epochs: int, seed: int, catalogue: Catalogue) -> dict[str, Any]:
@@ -129,6 +157,7 @@ def run(network: str, recipe: str, change: str, epochs: int, seed: int, catalogu
         "change": change,
         "epochs": epochs,
         "seed": seed,
+        "settings": fingerprint(settings, augmentation),
         "songs": len(labels),
         "right": int((outputs.argmax(1) == labels).sum()),
         "log_loss": round(-float(calm[np.arange(len(labels)), labels].mean()), 4),
@@ -170,14 +199,16 @@ def _figure(row: dict[str, str], name: str) -> float:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__, "--data")
-    parser.add_argument("--network", default="train_bigru_cnn", help="training script whose recipe is changed")
-    parser.add_argument("--recipe", nargs="*", default=[], metavar="NAME=N", help="settings other than the script's")
-    parser.add_argument("--changes", nargs="*", default=list(CHANGES), choices=list(CHANGES), metavar="NAME")
-    parser.add_argument("--seeds", type=int, default=3, help="splits and starting weights a change")
-    parser.add_argument("--epochs", type=int, default=20, help="length of every run")
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at once, one thread each")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
-    parser.add_argument("--update", type=Path, metavar="FILE", help="document to put the tables in, between its marks")
+    add = parser.add_argument
+    scripts = list(MEMBERS.values())
+    add("--network", default=scripts[0], choices=scripts, help="training script whose recipe is changed")
+    add("--recipe", nargs="*", default=[], metavar="NAME=N", help="settings other than the script's")
+    add("--changes", nargs="*", default=list(CHANGES), choices=list(CHANGES), metavar="NAME")
+    add("--seeds", type=positive_int, default=3, metavar="N", help="splits and starting weights a change")
+    add("--epochs", type=positive_int, default=20, metavar="N", help="length of every run")
+    add("--jobs", type=positive_int, default=2, metavar="N", help="trainings at once, one thread each")
+    add("--results", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
+    add("--update", type=Path, metavar="FILE", help="document to put the tables in, between its marks")
     args = parser.parse_args(argv)
 
     from evaluate import markdown, with_tables
@@ -186,8 +217,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         with_tables(args.update, "", "ablation.py")  # a mistake here is told before hours of work
     catalogue = read_catalogue(args.data)
     path = args.results / "ablation.csv"
-    rows = list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
-    recipe = " ".join(sorted(args.recipe))
+    rows = read_rows(path, FIELDS)
+    check_rows(path, rows, fingerprint_of)
+    settings = read_recipe(args.recipe, importlib.import_module(args.network).SETTINGS)
+    if "epochs" in settings:
+        parser.error("--recipe: --epochs is an option of its own")
+    recipe = recipe_text(settings, lambda recipe: changed(args.network, recipe, "none", args.epochs))
     done = {tuple(row[name] for name in FIELDS[:5]) for row in rows}
     alike = args.network, recipe
     base = changed(*alike, "none", args.epochs)
@@ -201,9 +236,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with ProcessPoolExecutor(args.jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
         for future in as_completed([pool.submit(run, *job) for job in todo]):
             rows.append({name: str(value) for name, value in future.result().items()})
-            lines = [",".join(FIELDS), *(",".join(row[name] for name in FIELDS) for row in rows)]
-            write_text(path, "\n".join(lines) + "\n")
-            print(lines[-1], flush=True)
+            write_rows(path, FIELDS, rows)
+            print(",".join(rows[-1].values()), flush=True)
     if args.update:
         groups = dict.fromkeys((row["network"], row["recipe"], row["epochs"]) for row in rows)
         text = markdown(

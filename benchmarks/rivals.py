@@ -16,7 +16,6 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import UserError
 from predict import window_hop
 from rules import ClassState, Schedule, Settings, draw_windows, training_window
 
@@ -51,26 +50,13 @@ AT_EQUAL_BUDGET = ("plain-short", "random-drop")  # spend what hyper-dynamic spe
 SHORT = ("hyper-dynamic", *AT_EQUAL_BUDGET)
 
 
-def read_recipe(text: str, settings: Settings) -> dict[str, Any]:
-    """The settings in "epochs=48 share=0.2". Raises UserError if one is none or has a value of another kind."""
-    changes = {}
-    for word in text.split():
-        name, _, value = word.partition("=")
-        try:
-            changes[name] = type(getattr(settings, name))(value)
-        except (AttributeError, ValueError):
-            names = ", ".join(field.name for field in dataclasses.fields(settings) if field.metadata)
-            raise UserError(f"--recipe {word}: write NAME=N with one of {names}") from None
-    return changes
-
-
 def settings_of(schedule: str, script: Settings, epochs: int, recipe: dict[str, Any]) -> Settings:
     """The settings of a schedule.
 
-    ``script`` are those of the training script, in what all schedules share. ``epochs`` is the length of the long
-    ones; the short ones have the script's, scaled by epochs / 300, and the changes of ``recipe``.
+    ``script`` are those of the training script and ``recipe`` what differs from them. ``epochs`` is the length of the
+    long schedules, whatever the recipe says; the short ones have the script's, scaled by epochs / 300.
     """
-    long = dataclasses.replace(script, epochs=epochs)
+    long = dataclasses.replace(script, **recipe | {"epochs": epochs})
     short = dataclasses.replace(script, **{"epochs": max(2, round(script.epochs * epochs / 300))} | recipe)
     rare_checks = {"check_every": max(1, epochs // CHECKS)}
     return {

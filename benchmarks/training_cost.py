@@ -22,15 +22,15 @@ Writes  benchmarks/results/training_cost.csv        a line a run, written when i
 Examples
     python benchmarks/training_cost.py --seeds 3
     python benchmarks/training_cost.py --seeds 3 --resume                    # after a stop
-    python benchmarks/training_cost.py --seeds 3 --resume --recipe epochs=70 share=0.25 final_rate=1
+    python benchmarks/training_cost.py --seeds 3 --resume --recipe epochs=70 final_rate=0
     python benchmarks/training_cost.py --network train_ecas_cnn --epochs 30  # a tenth of every schedule
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
+import functools
 import importlib
 import itertools
 import json
@@ -47,7 +47,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rivals import AT_EQUAL_BUDGET, SCHEDULES, SHORT, read_recipe, schedule_of, settings_of
+from recipes import Row, check_rows, fingerprint, read_recipe, read_rows, recipe_text, write_rows
+from rivals import AT_EQUAL_BUDGET, SCHEDULES, SHORT, schedule_of, settings_of
 
 from common import (
     Catalogue,
@@ -59,16 +60,19 @@ from common import (
     positive_int,
     read_catalogue,
     versions_line,
-    whole_file,
     write_text,
 )
+from extract_model_features import MEMBERS
+from figures import picture
 
 if TYPE_CHECKING:
     from evaluate import Table
+    from rules import Settings
 
 KEYS = ("network", "width", "epochs", "last", "overlap", "split", "recipe", "schedule", "seed")
 FIELDS = (
     *KEYS,
+    "settings",  # of the run, their fingerprint
     "windows",
     "frames",
     "seconds",  # of the loop, checks included
@@ -81,10 +85,24 @@ FIELDS = (
     "validation_by_epoch",  # accuracy at each check: "3:0.4123 6:0.4433 ..."
     "graduated",  # epochs after which each class was graduated, from-to: "blues:6-12 18-24; jazz:9-24"
 )
-Row = dict[str, str]
 
 
 # ---------------------------------------------------------------- one run
+
+
+def settings_by(
+    network: str, width: float, epochs: int, last: int, schedule: str, recipe: str | dict[str, Any]
+) -> Settings:
+    """The settings of a run. Raises UserError for a recipe that names no setting."""
+    script = importlib.import_module(network).SETTINGS
+    changes = read_recipe(recipe.split(), script) if isinstance(recipe, str) else recipe
+    return settings_of(schedule, dataclasses.replace(script, width=width, last=last), epochs, changes)
+
+
+def fingerprint_of(row: Row) -> str:
+    """The fingerprint of the settings that a row's recipe means today."""
+    numbers = float(row["width"]), int(row["epochs"]), int(row["last"])
+    return fingerprint(settings_by(row["network"], *numbers, row["schedule"], row["recipe"]))
 
 
 def run(job: tuple[Any, ...], catalogue: Catalogue, counts: list[int]) -> Row:
@@ -100,14 +118,12 @@ def run(job: tuple[Any, ...], catalogue: Catalogue, counts: list[int]) -> Row:
 
     torch.set_num_threads(1)
     network, width, epochs, last, overlap, _split, recipe, schedule, seed = job
-    script = importlib.import_module(network)
-    shared = dataclasses.replace(script.SETTINGS, width=width, last=last)
-    settings = settings_of(schedule, shared, epochs, read_recipe(recipe, shared))
+    settings = settings_by(network, width, epochs, last, schedule, recipe)
     started = time.process_time()
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         trainer = Trainer(
             settings,
-            script.NETWORK,
+            importlib.import_module(network).NETWORK,
             catalogue,
             Path(folder),
             seed,
@@ -128,6 +144,7 @@ def run(job: tuple[Any, ...], catalogue: Catalogue, counts: list[int]) -> Row:
     said = np.array([windows.mean(axis=0).argmax() for windows, _ in outputs])
     row = {
         **dict(zip(KEYS, job, strict=True)),
+        "settings": fingerprint(settings),
         "windows": trainer.state.windows,
         "frames": trainer.state.frames,
         "seconds": round(trainer.state.seconds),
@@ -166,24 +183,6 @@ def spans(checks: Sequence[dict[str, Any]], genre: str) -> str:
 # ---------------------------------------------------------------- all runs
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The runs of a CSV that may be absent. Raises UserError if it is another kind of file."""
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as stream:
-        reader = csv.DictReader(stream)
-        if tuple(reader.fieldnames or ()) != FIELDS:
-            raise UserError(f"{path} has other columns: move it away or name another folder with --results")
-        return list(reader)
-
-
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def run_all(jobs: int, wanted: Sequence[tuple[Any, ...]], rows: list[Row], path: Path, catalogue: Catalogue) -> None:
     """The wanted runs that ``rows`` lack, ``jobs`` at a time; what waits for hyper-dynamic's budget starts after it."""
     from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -213,7 +212,7 @@ def run_all(jobs: int, wanted: Sequence[tuple[Any, ...]], rows: list[Row], path:
                 for future in done:
                     row = future.result()
                     rows.append(row)
-                    write_rows(path, rows)
+                    write_rows(path, FIELDS, rows)
                     counts[key(row)] = [int(n) for n in row["windows_by_epoch"].split()]
                     validation, test = 100 * float(row["validation"]), 100 * accuracy(row)
                     print(
@@ -242,10 +241,10 @@ def by_schedule(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, Row]]:
     return {key: found[key] for key in sorted(found, key=lambda key: (list(SCHEDULES).index(key[0]), cost[key]))}
 
 
-def mean_spread(values: Sequence[float], digits: int = 1) -> str:
+def mean_spread(values: Sequence[float]) -> str:
     """Mean and standard deviation over seeds."""
-    spread = f" +- {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{spread}"
+    spread = f" +- {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{spread}"
 
 
 def difference(ours: dict[str, Row], others: dict[str, Row]) -> str:
@@ -255,9 +254,10 @@ def difference(ours: dict[str, Row], others: dict[str, Row]) -> str:
 
 
 def summary(rows: Sequence[Row], title: str) -> Table:
-    """A row a schedule and recipe."""
+    """A row a schedule and recipe, against the plain-300 with the most seeds, of these the best on validation songs."""
     runs = by_schedule(rows)
-    plain = runs.get(("plain-300", ""), {})
+    plains = [by_seed for (name, _), by_seed in runs.items() if name == "plain-300"]
+    plain = max(plains, key=lambda run: (len(run), sum(float(row["validation"]) for row in run.values())), default={})
     most = float(np.mean([float(row["windows"]) for row in plain.values()])) if plain else 0.0
     table = []
     for (name, recipe), by_seed in runs.items():
@@ -266,7 +266,7 @@ def summary(rows: Sequence[Row], title: str) -> Table:
         table.append(
             [
                 name,
-                recipe or ("the script's" if name in SHORT else ""),
+                recipe or "the script's",
                 str(len(every)),
                 f"{windows:.0f}",
                 f"{most / windows:.1f}" if plain and windows else "-",
@@ -296,77 +296,61 @@ def summary(rows: Sequence[Row], title: str) -> Table:
 
 def draw_cost(rows: Sequence[Row], title: str, path: Path) -> None:
     """Honest test accuracy against windows trained on: a dot a run, the mean and its spread; the composite hollow."""
-    import matplotlib
+    from matplotlib import lines, ticker
 
-    matplotlib.use("Agg")
-    from matplotlib import lines, pyplot, ticker
-
-    figure, axes = pyplot.subplots(figsize=(9, 6), layout="constrained")
     runs = by_schedule(rows)
     colours = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(name for name, _ in runs))}
-    recipes = dict.fromkeys(recipe for name, recipe in runs if name in SHORT)
-    markers = dict(zip(recipes, itertools.cycle("sD^v"), strict=False))
-    for (name, recipe), by_seed in runs.items():
-        colour, marker = colours[name], markers[recipe] if name in SHORT else "o"
-        windows = np.array([float(row["windows"]) for row in by_seed.values()])
-        tests = np.array([100 * accuracy(row) for row in by_seed.values()])
-        spread = tests.std(ddof=1) if len(tests) > 1 else 0.0
-        axes.errorbar(windows.mean(), tests.mean(), spread, color=colour, marker=marker, capsize=4)
-        axes.scatter(windows, tests, 12, color=colour, alpha=0.5)
-        if name == "published":
-            claimed = np.mean([100 * float(row["composite"]) for row in by_seed.values()])
-            axes.plot(windows.mean(), claimed, "o", color=colour, fillstyle="none")
-            axes.annotate("  what it reports", (windows.mean(), claimed), va="center")
-    keys = [lines.Line2D([], [], color=colour, marker="o", label=name) for name, colour in colours.items()]
-    keys += [
-        lines.Line2D([], [], color="0.4", marker=marker, linestyle="none", label=recipe or "the script's recipe")
-        for recipe, marker in markers.items()
-    ]
-    axes.set(xscale="log", xlabel="windows trained on", ylabel="song accuracy, %: test songs", title=title)
-    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(ticker.EngFormatter())
-    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
-    axes.grid(alpha=0.3)
-    figure.legend(handles=keys, loc="outside lower center", fontsize="small", ncols=2)
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-    pyplot.close(figure)
+    markers = dict(zip(dict.fromkeys(recipe for _, recipe in runs), itertools.cycle("osD^v<>P"), strict=False))
+    with picture(path, figsize=(9, 6)) as (figure, axes):
+        for (name, recipe), by_seed in runs.items():
+            colour, marker = colours[name], markers[recipe]
+            windows = np.array([float(row["windows"]) for row in by_seed.values()])
+            tests = np.array([100 * accuracy(row) for row in by_seed.values()])
+            spread = tests.std(ddof=1) if len(tests) > 1 else 0.0
+            axes.errorbar(windows.mean(), tests.mean(), spread, color=colour, marker=marker, capsize=4)
+            axes.scatter(windows, tests, 12, color=colour, alpha=0.5)
+            if name == "published":
+                claimed = np.mean([100 * float(row["composite"]) for row in by_seed.values()])
+                axes.plot(windows.mean(), claimed, marker, color=colour, fillstyle="none")
+                axes.annotate("  what it reports", (windows.mean(), claimed), va="center")
+        keys = [lines.Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+        keys += [
+            lines.Line2D([], [], color="0.4", marker=marker, linestyle="none", label=recipe or "the script's recipe")
+            for recipe, marker in markers.items()
+        ]
+        axes.set(xscale="log", xlabel="windows trained on", ylabel="song accuracy, %: test songs", title=title)
+        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(ticker.EngFormatter())
+        axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+        axes.grid(alpha=0.3)
+        figure.legend(handles=keys, loc="outside lower center", fontsize="small", ncols=2)
 
 
 def draw_graduation(rows: Sequence[Row], title: str, path: Path) -> None:
     """A band a class, a line a seed within it: when the class was graduated. The ends of lines are demotions."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     shown = {
         f"{name} {recipe}".strip(): runs
         for (name, recipe), runs in by_schedule(rows).items()
         if name in ("hyper-dynamic", "published")
     }
-    figure, all_axes = pyplot.subplots(
-        1, max(1, len(shown)), figsize=(2 + 4 * len(shown), 6), layout="constrained", sharey=True, squeeze=False
-    )
-    for axes, (name, by_seed) in zip(all_axes[0], shown.items(), strict=False):
-        genres: list[str] = []
-        for place, row in enumerate(by_seed.values()):
-            last = len(row["windows_by_epoch"].split())
-            genres = [part.rpartition(":")[0] for part in row["graduated"].split("; ")]
-            for level, part in enumerate(row["graduated"].split("; ")):
-                bars = [tuple(map(int, span.split("-"))) for span in part.rpartition(":")[2].split()]
-                height = 0.8 / len(by_seed)
-                bottom = level - 0.4 + place * height
-                axes.broken_barh([(start, end - start) for start, end in bars], (bottom, height), color=f"C{place}")
-            axes.set(xlim=(0, last), xlabel="epoch")
-        axes.set_title(textwrap.fill(name, 40), fontsize="medium")
-        axes.set_yticks(range(len(genres)), genres)
-        axes.set_ylim(len(genres) - 0.5, -0.5)
-        axes.hlines(np.arange(1, len(genres)) - 0.5, 0, axes.get_xlim()[1], color="0.8", linewidth=0.8)
-    figure.suptitle(f"{title}: when a class was graduated; a colour a seed, from 0 on downwards")
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-    pyplot.close(figure)
+    size = {"figsize": (2 + 4 * len(shown), 6)}
+    with picture(path, 1, max(1, len(shown)), sharey=True, squeeze=False, **size) as (figure, all_axes):
+        for axes, (name, by_seed) in zip(all_axes[0], shown.items(), strict=False):
+            genres: list[str] = []
+            for place, row in enumerate(by_seed.values()):
+                last = len(row["windows_by_epoch"].split())
+                genres = [part.rpartition(":")[0] for part in row["graduated"].split("; ")]
+                for level, part in enumerate(row["graduated"].split("; ")):
+                    bars = [tuple(map(int, span.split("-"))) for span in part.rpartition(":")[2].split()]
+                    height = 0.8 / len(by_seed)
+                    bottom = level - 0.4 + place * height
+                    axes.broken_barh([(start, end - start) for start, end in bars], (bottom, height), color=f"C{place}")
+                axes.set(xlim=(0, last), xlabel="epoch")
+            axes.set_title(textwrap.fill(name, 40), fontsize="medium")
+            axes.set_yticks(range(len(genres)), genres)
+            axes.set_ylim(len(genres) - 0.5, -0.5)
+            axes.hlines(np.arange(1, len(genres)) - 0.5, 0, axes.get_xlim()[1], color="0.8", linewidth=0.8)
+        figure.suptitle(f"{title}: when a class was graduated; a colour a seed, from 0 on downwards")
 
 
 @command
@@ -374,7 +358,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__, "--data")
     add = parser.add_argument
     add(
-        "--network", default="train_dpa_cnn", metavar="SCRIPT", help="training script whose network and recipe are used"
+        "--network",
+        default="train_dpa_cnn",
+        choices=list(MEMBERS.values()),
+        help="training script whose network and recipe are used",
     )
     add("--width", type=float, default=0.25, metavar="N", help="factor on the channels of the network")
     add("--epochs", type=positive_int, default=300, metavar="N", help="of the long schedules; the short ones follow")
@@ -382,7 +369,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--last", type=int, choices=(0, 1), default=1, help="0: the weights of the check with the least validation loss"
     )
     add("--overlap", type=fraction, default=0.0, metavar="N", help="of windows in the long schedules; published: 0.5")
-    add("--recipe", nargs="*", default=[], metavar="NAME=N", help="settings of hyper-dynamic other than the script's")
+    add("--recipe", nargs="*", default=[], metavar="NAME=N", help="settings other than the script's")
     add("--seeds", type=positive_int, default=1, metavar="N", help="runs a schedule, with seeds 0 to N-1")
     add("--schedules", nargs="+", default=list(SCHEDULES), choices=SCHEDULES, metavar="NAME", help="which of rivals.py")
     add("--jobs", type=positive_int, default=2, metavar="N", help="trainings at once, one thread each")
@@ -398,13 +385,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if args.update:
         with_tables(args.update, "", "training_cost.py")  # a mistake here is told before hours of work
-    catalogue, rows = read_catalogue(args.data), read_rows(path)
+    catalogue, rows = read_catalogue(args.data), read_rows(path, FIELDS)
     split = f"{catalogue.split['name']} {catalogue.split['sha256']['test'][:8]}"
     alike = (args.network, args.width, args.epochs, args.last, args.overlap, split)
-    recipe = " ".join(sorted(args.recipe))
-    read_recipe(recipe, importlib.import_module(args.network).SETTINGS)
-    chosen = [name for name in SCHEDULES if name in args.schedules]
-    wanted = [(*alike, recipe if name in SHORT else "", name, seed) for name in chosen for seed in range(args.seeds)]
+    changes = read_recipe(args.recipe, importlib.import_module(args.network).SETTINGS)
+    if {"width", "last"} & set(changes):
+        parser.error("--recipe: width and last are options of their own")
+    settings = functools.partial(settings_by, args.network, args.width, args.epochs, args.last)
+    check_rows(path, rows, fingerprint_of)
+    wanted = []
+    for name in SCHEDULES:
+        if name in args.schedules:  # what shares hyper-dynamic's budget goes by its recipe
+            recipe = recipe_text(changes, functools.partial(settings, SHORT[0] if name in SHORT else name))
+            wanted += [(*alike, recipe, name, seed) for seed in range(args.seeds)]
     run_all(args.jobs, wanted, rows, path, catalogue)
 
     rows = [row for row in rows if tuple(row[name] for name in KEYS[:6]) == tuple(map(str, alike))]

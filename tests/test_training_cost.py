@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import ablation
 import training_cost
+from recipes import check_rows, read_recipe, recipe_text
 from rivals import SCHEDULES, Counted, InfoBatch, schedule_of, settings_of
 
 SCRIPT = Settings(name="x", features="mfcc", window=100)
@@ -37,12 +38,37 @@ def draw(schedule: Schedule, epoch: int = 0, classes: list[ClassState] = CLASSES
 
 
 def test_long_schedules_are_the_long_ones_and_short_ones_follow_the_recipe():
-    lengths = {name: settings(name, 150, share=0.3).epochs for name in SCHEDULES}
+    lengths = {name: settings(name, 150, share=0.3, final_rate=0.5).epochs for name in SCHEDULES}
     assert {name for name, epochs in lengths.items() if epochs == 150} == {"plain-300", "published", "infobatch"}
     assert {epochs for epochs in lengths.values() if epochs != 150} == {SCRIPT.epochs // 2}
     assert settings("hyper-dynamic", share=0.3).share == 0.3
     assert settings("plain-300", share=0.3).share == 1
+    assert settings("published", epochs=3).epochs == 300
+    assert {settings(name, final_rate=0.5).final_rate for name in SCHEDULES} == {0.5}
     assert settings("hyper-dynamic") == SCRIPT
+
+
+def test_a_recipe_is_what_makes_a_difference():
+    """Long schedules have a share and a length of their own; what the script does anyway is no recipe."""
+    changes = read_recipe(["share=0.250", "final_rate=.5", "epochs=60"], SCRIPT)
+    texts = {name: recipe_text(changes, lambda recipe, name=name: settings(name, **recipe)) for name in SCHEDULES}
+    assert texts["hyper-dynamic"] == texts["random-drop"] == "epochs=60 final_rate=0.5"
+    assert texts["plain-300"] == texts["published"] == "final_rate=0.5"
+
+
+def test_runs_of_other_defaults_are_refused(tmp_path):
+    row = {"recipe": "epochs=60", "settings": "0123abcd"}
+    check_rows(tmp_path, [row], lambda row: "0123abcd")
+    with pytest.raises(UserError, match="a run of epochs=60 from before the script's settings changed"):
+        check_rows(tmp_path, [row], lambda row: "4567abcd")
+
+
+def test_the_committed_runs_are_those_of_the_recipes_they_name(repo):
+    for module, name in ((training_cost, "training_cost.csv"), (ablation, "ablation.csv")):
+        path = repo / "benchmarks" / "results" / name
+        rows = training_cost.read_rows(path, module.FIELDS)
+        assert len(rows) > 30
+        check_rows(path, rows, module.fingerprint_of)
 
 
 @pytest.mark.parametrize("name", ["plain-300", "published"])
@@ -167,7 +193,7 @@ def test_graduation_is_told_by_epoch_and_reported_as_published():
 
 def test_every_change_of_the_ablation_is_one():
     """From one of two recipes, of which the second has what the first has not."""
-    other = "average=0.998 final_rate=1 weight_decay=0.2"
+    other = "average=0.995 final_rate=0 weight_decay=0.02"
     for change in ablation.CHANGES:
         runs = [ablation.changed("train_ecas_cnn", recipe, change, 20) for recipe in ("", other)]
         bases = [ablation.changed("train_ecas_cnn", recipe, "none", 20) for recipe in ("", other)]

@@ -1,0 +1,71 @@
+"""Recipes of training as text ("epochs=48 share=0.2"), and the CSV files of the runs that followed them."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common import UserError, whole_file
+from rules import Settings
+
+Row = dict[str, str]
+
+
+def read_recipe(words: Sequence[str], settings: Settings) -> dict[str, Any]:
+    """The settings that words such as "share=0.2" name. Raises UserError if one is none or of another kind of value."""
+    changes = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        try:
+            changes[name] = type(getattr(settings, name))(value)
+        except (AttributeError, ValueError):
+            names = ", ".join(field.name for field in dataclasses.fields(settings) if field.metadata)
+            raise UserError(f"--recipe {word}: write NAME=N with one of {names}") from None
+    return changes
+
+
+def recipe_text(recipe: dict[str, Any], settings_with: Callable[[dict[str, Any]], Any]) -> str:
+    """The part of a recipe that makes a difference, in order: "" is the training script's own recipe."""
+    plain = settings_with({})
+    words = [f"{name}={value:g}" for name, value in sorted(recipe.items()) if settings_with({name: value}) != plain]
+    return " ".join(words)
+
+
+def fingerprint(*settings: Any) -> str:
+    """Tells settings (dataclasses) apart: the same recipe is another one when the script's defaults have changed."""
+    text = json.dumps([dataclasses.asdict(part) for part in settings], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def read_rows(path: Path, fields: Sequence[str]) -> list[Row]:
+    """The runs of a CSV that may be absent. Raises UserError if it is another kind of file."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as stream:
+        reader = csv.DictReader(stream)
+        if tuple(reader.fieldnames or ()) != tuple(fields):
+            raise UserError(f"{path} has other columns: move it away or name another folder with --results")
+        return list(reader)
+
+
+def write_rows(path: Path, fields: Sequence[str], rows: Sequence[Row]) -> None:
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def check_rows(path: Path, rows: Sequence[Row], fingerprint_of: Callable[[Row], str]) -> None:
+    """Raise UserError if a run's recipe means other settings now than it did then."""
+    for row in rows:
+        if row["settings"] != fingerprint_of(row):
+            recipe = row["recipe"] or "the script's recipe"
+            raise UserError(f"{path} has a run of {recipe} from before the script's settings changed: move it away")
