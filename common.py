@@ -317,6 +317,23 @@ def _try_lock(stream: IO[str], what: Path) -> bool:
     return True
 
 
+def check_replaceable(path: Path, is_own: Callable[[bytes], bool], kind: str, option: str) -> None:
+    """Raise UserError if ``path`` is something else than an earlier ``kind``, so that no song is lost to a slip.
+
+    ``is_own`` judges by the first 200 bytes; ``option`` is what named the path.
+    """
+    try:
+        with path.open("rb") as stream:
+            if is_own(stream.read(200)):
+                return
+        problem = f"is there already and is no {kind}"
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        problem = f"can't be read ({error.strerror})"
+    raise UserError(f"{path} {problem}: choose another {option}")
+
+
 def write_text(path: Path, text: str) -> None:
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from common import UserError, write_text
+from common import UserError, check_replaceable, write_text
 from detector_output import UNLIKE, as_record, printable
 
 if TYPE_CHECKING:
@@ -66,17 +66,8 @@ class Report:
 
 
 def check_target(path: Path) -> None:
-    """Raise UserError if ``path`` is something else than an earlier report, so that no song is lost to a slip."""
-    try:
-        with path.open("rb") as stream:
-            if MARK.encode() in stream.read(200):
-                return
-        problem = "is there already and is no report"
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        problem = f"can't be read ({error.strerror})"
-    raise UserError(f"{path} {problem}: choose another --report")
+    """Raise UserError if ``path`` is something else than an earlier report."""
+    check_replaceable(path, lambda start: MARK.encode() in start, "report", "--report")
 
 
 def page(songs: list[dict[str, Any]], genres: list[str], run: dict[str, Any], home: Path) -> str:

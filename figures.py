@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from common import UserError, whole_file
+from common import whole_file
 from predict import class_accuracies
 
 RARE = 15  # songs: classes with fewer in the data set are also left out of a second figure
@@ -112,20 +112,6 @@ def picture(path: Path, *shape: int, **options: Any) -> Iterator[tuple[Any, Any]
             figure.savefig(temporary, format="png", dpi=120)
     finally:
         pyplot.close(figure)
-
-
-def check_picture(path: Path) -> None:
-    """Raise UserError if ``path`` is something else than an earlier picture, so that no song is lost to a slip."""
-    try:
-        with path.open("rb") as stream:
-            if stream.read(4) == b"\x89PNG":
-                return
-        problem = "is there already and is no PNG"
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        problem = f"can't be read ({error.strerror})"
-    raise UserError(f"{path} {problem}: choose another --plot")
 
 
 def draw_confusion(matrix: np.ndarray, genres: list[str], title: str, path: Path) -> None:

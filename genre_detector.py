@@ -37,7 +37,17 @@ from typing import IO, Any
 
 import numpy as np
 
-from common import UserError, argument_parser, command, complain, file_sha256, fraction, locked_file, positive_int
+from common import (
+    UserError,
+    argument_parser,
+    check_replaceable,
+    command,
+    complain,
+    file_sha256,
+    fraction,
+    locked_file,
+    positive_int,
+)
 from detector_inputs import Found, Heard, Listeners, find_songs, listen
 from detector_output import CsvWriter, JsonLinesWriter, JsonWriter, TextWriter, Writer, songs_done
 from detector_report import Report, check_target
@@ -45,7 +55,6 @@ from detector_tags import check_installed, read_genre, write_genre
 from detector_timeline import Section, draw, sections, window_borders
 from extract_features import FRAMES_PER_SECOND
 from extract_model_features import MEMBERS, fusion_inputs, load_members
-from figures import check_picture
 from predict import calibrated, window_starts
 
 FUSION = "fusion"
@@ -299,7 +308,7 @@ def _run(args: argparse.Namespace) -> int:
         named = list(named)
         if len(named) != 1:
             raise UserError(f"--plot draws one song, {len(named)} are named: leave out the others")
-        check_picture(args.plot)
+        check_replaceable(args.plot, lambda start: start.startswith(b"\x89PNG"), "PNG", "--plot")
     songs = filter(is_new, named)
     if args.output and args.output.exists() and not args.resume:
         raise UserError(f"{args.output} is there already: delete it, or go on with --jsonl --resume")

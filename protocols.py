@@ -115,7 +115,7 @@ def run_script(script: str, folder: Path, *options: str) -> None:
             raise UserError(f"{script}.py failed on {folder} ({lines[-1]}): see {log}, then repeat this command")
 
 
-def check_settings(folder: Path, options: Sequence[str]) -> None:
+def check_settings(folders: Sequence[Path], options: Sequence[str]) -> None:
     """Raise UserError if a round holds a network that was trained with other settings than the scripts' now.
 
     ``options`` differ from their defaults; a mistake in them is bad usage.
@@ -125,9 +125,10 @@ def check_settings(folder: Path, options: Sequence[str]) -> None:
 
     for name, script in MEMBERS.items():
         wanted = dataclasses.asdict(read_options(options, None, importlib.import_module(script).SETTINGS)[1])
-        path = folder / "models" / name / "model.safetensors"
-        if path.exists() and load_checkpoint(path, f"{script}.py")[1].get("settings") != wanted:
-            raise UserError(f"{path} was trained with other settings: move it away or name another folder with --runs")
+        for path in (folder / "models" / name / "model.safetensors" for folder in folders):
+            if path.exists() and load_checkpoint(path, f"{script}.py")[1].get("settings") != wanted:
+                what = "was trained with other settings"
+                raise UserError(f"{path} {what}: move it away or name another folder with --runs")
 
 
 def train(script: str, name: str, folder: Path, seed: int, options: Sequence[str]) -> None:
@@ -170,8 +171,8 @@ def run_rounds(
         pair["tracks"] for pair in read_json(catalogue.data / "metadata.json", "prepare_gtzan_data.py")["repeats"]
     ]
     folders = [runs / f"{protocol}_{number}" for number in range(rounds)]
+    check_settings(folders, options)
     for number, folder in enumerate(folders):
-        check_settings(folder, options)
         prepare_round(folder, round_catalogue(catalogue, repeats, protocol, number, lists), repeats)
     with scripts_end_with_us(), ThreadPoolExecutor(jobs) as pool:
         trained: list[list[Future[None]]] = []

@@ -117,14 +117,13 @@ def new_split(catalogue: Catalogue, seed: int) -> Catalogue:
     return dataclasses.replace(catalogue, splits={**splits, "test": []})
 
 
-def changed(network: str, recipe: str | dict[str, Any], change: str, epochs: int) -> tuple[Settings, Augmentation]:
+def changed(network: str, recipe: str, change: str, epochs: int) -> tuple[Settings, Augmentation]:
     """The settings of a run. Raises UserError for a recipe that names no setting."""
     from augment import Augmentation
 
     script = importlib.import_module(network)
     names = {field.name for field in dataclasses.fields(Augmentation)}
-    values = read_recipe(recipe.split(), script.SETTINGS) if isinstance(recipe, str) else recipe
-    values = values | {"epochs": epochs}
+    values = read_recipe(recipe, script.SETTINGS) | {"epochs": epochs}
     values |= {name: value for name, value in CHANGES[change].items() if name not in names}
     sounds = {name: value for name, value in CHANGES[change].items() if name in names}
     return dataclasses.replace(script.SETTINGS, **values), Augmentation(**sounds)
@@ -219,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = args.results / "ablation.csv"
     rows = read_rows(path, FIELDS)
     check_rows(path, rows, fingerprint_of)
-    settings = read_recipe(args.recipe, importlib.import_module(args.network).SETTINGS)
+    settings = read_recipe(" ".join(args.recipe), importlib.import_module(args.network).SETTINGS)
     if "epochs" in settings:
         parser.error("--recipe: --epochs is an option of its own")
     recipe = recipe_text(settings, lambda recipe: changed(args.network, recipe, "none", args.epochs))

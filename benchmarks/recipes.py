@@ -19,10 +19,10 @@ from rules import Settings
 Row = dict[str, str]
 
 
-def read_recipe(words: Sequence[str], settings: Settings) -> dict[str, Any]:
-    """The settings that words such as "share=0.2" name. Raises UserError if one is none or of another kind of value."""
+def read_recipe(text: str, settings: Settings) -> dict[str, Any]:
+    """The settings in "epochs=48 share=0.2". Raises UserError if one is none or has a value of another kind."""
     changes = {}
-    for word in words:
+    for word in text.split():
         name, _, value = word.partition("=")
         try:
             changes[name] = type(getattr(settings, name))(value)
@@ -32,11 +32,10 @@ def read_recipe(words: Sequence[str], settings: Settings) -> dict[str, Any]:
     return changes
 
 
-def recipe_text(recipe: dict[str, Any], settings_with: Callable[[dict[str, Any]], Any]) -> str:
-    """The part of a recipe that makes a difference, in order: "" is the training script's own recipe."""
-    plain = settings_with({})
-    words = [f"{name}={value:g}" for name, value in sorted(recipe.items()) if settings_with({name: value}) != plain]
-    return " ".join(words)
+def recipe_text(recipe: dict[str, Any], settings_by: Callable[[str], Any]) -> str:
+    """The part of a recipe that makes a difference to the settings, in order: "" is the training script's own."""
+    plain, words = settings_by(""), [f"{name}={value:g}" for name, value in sorted(recipe.items())]
+    return " ".join(word for word in words if settings_by(word) != plain)
 
 
 def fingerprint(*settings: Any) -> str:

@@ -90,13 +90,11 @@ FIELDS = (
 # ---------------------------------------------------------------- one run
 
 
-def settings_by(
-    network: str, width: float, epochs: int, last: int, schedule: str, recipe: str | dict[str, Any]
-) -> Settings:
+def settings_by(network: str, width: float, epochs: int, last: int, schedule: str, recipe: str) -> Settings:
     """The settings of a run. Raises UserError for a recipe that names no setting."""
     script = importlib.import_module(network).SETTINGS
-    changes = read_recipe(recipe.split(), script) if isinstance(recipe, str) else recipe
-    return settings_of(schedule, dataclasses.replace(script, width=width, last=last), epochs, changes)
+    shared = dataclasses.replace(script, width=width, last=last)
+    return settings_of(schedule, shared, epochs, read_recipe(recipe, script))
 
 
 def fingerprint_of(row: Row) -> str:
@@ -388,7 +386,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     catalogue, rows = read_catalogue(args.data), read_rows(path, FIELDS)
     split = f"{catalogue.split['name']} {catalogue.split['sha256']['test'][:8]}"
     alike = (args.network, args.width, args.epochs, args.last, args.overlap, split)
-    changes = read_recipe(args.recipe, importlib.import_module(args.network).SETTINGS)
+    changes = read_recipe(" ".join(args.recipe), importlib.import_module(args.network).SETTINGS)
     if {"width", "last"} & set(changes):
         parser.error("--recipe: width and last are options of their own")
     settings = functools.partial(settings_by, args.network, args.width, args.epochs, args.last)

@@ -50,8 +50,11 @@ def test_long_schedules_are_the_long_ones_and_short_ones_follow_the_recipe():
 
 def test_a_recipe_is_what_makes_a_difference():
     """Long schedules have a share and a length of their own; what the script does anyway is no recipe."""
-    changes = read_recipe(["share=0.250", "final_rate=.5", "epochs=60"], SCRIPT)
-    texts = {name: recipe_text(changes, lambda recipe, name=name: settings(name, **recipe)) for name in SCHEDULES}
+    changes = read_recipe("share=0.250 final_rate=.5 epochs=60", SCRIPT)
+    texts = {
+        name: recipe_text(changes, lambda text, name=name: settings(name, **read_recipe(text, SCRIPT)))
+        for name in SCHEDULES
+    }
     assert texts["hyper-dynamic"] == texts["random-drop"] == "epochs=60 final_rate=0.5"
     assert texts["plain-300"] == texts["published"] == "final_rate=0.5"
 
