@@ -69,10 +69,18 @@ def positive_int(text: str) -> int:
     return whole_number(text, 1)
 
 
+def seed_number(text: str) -> int:
+    """An argparse type: a whole number below 2^32, which is what every library takes for a seed."""
+    value = whole_number(text)
+    if value >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not below 2^32")
+    return value
+
+
 _SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--data": {"type": Path, "default": Path("data"), "metavar": "DIR", "help": "folder of songs, splits and features"},
     "--models": {"type": Path, "default": Path("models"), "metavar": "DIR", "help": "folder of checkpoints"},
-    "--seed": {"type": whole_number, "default": 0, "metavar": "N", "help": "seed of every random choice"},
+    "--seed": {"type": seed_number, "default": 0, "metavar": "N", "help": "seed of every random choice"},
     "--device": {
         "choices": ["auto", "cpu", "cuda", "mps"],
         "default": "auto",

@@ -48,7 +48,8 @@ def _run(args: argparse.Namespace) -> int:
         selector = VarianceThreshold(args.threshold).fit(np.concatenate(learned))
         cleaned = {split: selector.transform(array) for split, array in features.items()}
     except ValueError as error:
-        raise UserError(f"the features can't be cleaned ({error}): run {maker} again") from None
+        problem = f"the features can't be cleaned ({error})"
+        raise UserError(f"{problem}: try a smaller --threshold, or run {maker} again") from None
     kept = selector.get_support()
     for split, array in cleaned.items():
         write_array(folder / f"{split}_features_cleaned.npy", array)
@@ -69,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__, "--data")
     parser.add_argument("--threshold", type=float, default=1e-4, metavar="X", help="least variance that is kept")
     args = parser.parse_args(argv)
+    if not args.threshold >= 0:
+        parser.error("--threshold is at least 0")
     with locked(args.data):
         return _run(args)
 

@@ -48,9 +48,13 @@ def find_songs(names: Iterable[str], listing: Iterable[bytes] | None = None) -> 
             matches = sorted(glob.glob(name, recursive=True))
             if not matches:
                 yield name, UserError(f"{name}: no file has such a name")
+            given: set[str] = set()  # with ** a folder and what is in it both match
             for match in matches:
-                if not os.path.isdir(match) or not name.endswith("**"):  # which has its files among the matches
-                    yield from _behind(match)
+                if not os.path.isdir(match) or not name.endswith(("**", "**/*")):  # which match all files themselves
+                    for found in _behind(match):
+                        if found[0] not in given:
+                            given.add(found[0])
+                            yield found
         else:
             yield from _behind(name)
 

@@ -112,11 +112,11 @@ def songs_done(path: Path, run: dict[str, Any]) -> dict[str, dict[str, Any]]:
     Raises UserError if the file isn't one of the detector's.
     """
     records: dict[str, dict[str, Any]] = {}
-    whole = 0
+    whole, start = 0, b'{"schema": '
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            if not line.endswith(b"\n"):  # the run was killed while it wrote
-                break
+            if not line.endswith(b"\n") and (line.startswith(start) or start.startswith(line)):
+                break  # the run was killed while it wrote
             try:
                 record = json.loads(line)
                 if record["schema"] != SCHEMA:

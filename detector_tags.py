@@ -35,7 +35,8 @@ def write_genre(path: Path, genre: str) -> None:
     ------
     UserError where that fails; the file is then as it was.
     """
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.stem[:80]}.", suffix=f".part{path.suffix}", dir=path.parent)
+    target = path.resolve()  # behind a link it is the file that changes, not the link
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.stem[:80]}.", suffix=f".part{path.suffix}", dir=target.parent)
     os.close(descriptor)
     copy = Path(name)
     try:
@@ -53,7 +54,7 @@ def write_genre(path: Path, genre: str) -> None:
         audio.save()
         if read_genre(copy) != [genre] or abs(_open(copy)[0].info.length - length) > 0.1:
             raise UserError(f"{path}: its tags can't be written; the file is as it was")
-        os.replace(copy, path)
+        os.replace(copy, target)
     except UserError:
         raise
     except Exception as error:

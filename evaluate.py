@@ -148,9 +148,9 @@ def tables(result: dict[str, Any]) -> list[Table]:
     return [(header, rows), recall_table(result, {name: s["test"] for name, s in result["models"].items()})]
 
 
-def recall_table(result: dict[str, Any], figures: dict[str, dict[str, Any]]) -> Table:
+def recall_table(result: dict[str, Any], figures: dict[str, dict[str, Any]], counted: str = "test songs") -> Table:
     songs = np.array(figures[FUSION]["confusion"]).sum(axis=1)
-    return ["recall, %", "test songs", *figures], [
+    return ["recall, %", counted, *figures], [
         [genre, str(count), *(percent(scores["recall"][genre]) for scores in figures.values())]
         for genre, count in zip(result["genres"], songs, strict=True)
     ]
@@ -170,7 +170,7 @@ def protocol_tables(result: dict[str, Any]) -> list[Table]:
         row += [percent(scores.get(key)) for key in ("macro_f1", "expected_calibration_error", "validation")]
         rows.append([*row, " ".join(percent(part) for part in scores["by_round"])])
     members = {name: scores for name, scores in result["models"].items() if "recall" in scores and name != "average"}
-    return [(header, rows), recall_table(result, members)]
+    return [(header, rows), recall_table(result, members, "answers")]
 
 
 def caption(result: dict[str, Any]) -> str:
@@ -192,7 +192,7 @@ def protocol_caption(result: dict[str, Any]) -> str:
         f"{result['different_songs']} different test songs. The fusion is "
         f"{100 * gain['difference']:+.1f} points from its best member, {result['best_member']} (bootstrap "
         f"over artists {low} to {high}, McNemar p {gain['mcnemar_p']:.2g}). Spread: standard deviation of the rounds."
-        + (" The interval and p take answers about one song as independent." if repeated else "")
+        + (" Pooled 95 % and p take answers about one song as independent." if repeated else "")
     )
 
 
@@ -284,6 +284,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = shlex.split(args.training)
     except ValueError as error:
         parser.error(f"--training {args.training}: {error}")
+    if args.protocol == "fault_filtered" and not args.split_lists:
+        parser.error("--protocol fault_filtered needs --split-lists")
     mark = f"evaluate.py --protocol {args.protocol}" if args.protocol else "evaluate.py"
     for document in args.update:
         with_tables(document, "", mark)  # a mistake here is told before minutes of work

@@ -151,6 +151,14 @@ def fusion_inputs(outputs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.
     return np.stack([windows for windows, _ in outputs], axis=1), np.concatenate([f for _, f in outputs], axis=1)
 
 
+def song_inputs(windows: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The fusion's inputs for a song from those for its windows: (members, classes) and (896,).
+
+    Each member's mean log-probabilities are log-probabilities again, as the answers of ``evaluate.py`` are.
+    """
+    return calibrated(windows.mean(axis=0)), vectors.mean(axis=0)
+
+
 def _split_rows(catalogue: Catalogue, members: list[Member], split: str) -> dict[str, np.ndarray]:
     """The arrays of one split, by the last part of their file names."""
     tracks = catalogue.splits[split]
@@ -159,9 +167,9 @@ def _split_rows(catalogue: Catalogue, members: list[Member], split: str) -> dict
     loaded = {kind: load_features(catalogue, kind, tracks) for kind in kinds}
     for index in progress(range(len(tracks)), split):
         song = {kind: loaded[kind][index] for kind in kinds}
-        windows, vectors = fusion_inputs([member.outputs([song])[0] for member in members])
-        log_probabilities.append(windows.mean(axis=0))
-        features.append(vectors.mean(axis=0))
+        rows, vector = song_inputs(*fusion_inputs([member.outputs([song])[0] for member in members]))
+        log_probabilities.append(rows)
+        features.append(vector)
     return {
         "features": np.stack(features).astype(np.float32),
         "log_probabilities": np.stack(log_probabilities).astype(np.float32),

@@ -25,6 +25,7 @@ From Python
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import sys
@@ -54,7 +55,7 @@ from detector_report import Report, check_target
 from detector_tags import check_installed, read_genre, write_genre
 from detector_timeline import Section, draw, sections, window_borders
 from extract_features import FRAMES_PER_SECOND
-from extract_model_features import MEMBERS, fusion_inputs, load_members
+from extract_model_features import MEMBERS, fusion_inputs, load_members, song_inputs
 from predict import calibrated, window_starts
 
 FUSION = "fusion"
@@ -146,7 +147,10 @@ class GenreDetector:
             path, remedy = folder / "fusion_progressive" / "model.safetensors", MADE_BY
             for member in self._members:
                 if own["members"].get(member.name) != file_sha256(folder / member.name / "model.safetensors"):
-                    raise UserError(f"the fusion was fitted on another {member.name}: run train_fusion.py again")
+                    raise UserError(
+                        f"the fusion was fitted on another {member.name}: run extract_model_features.py and the "
+                        "scripts after it again"
+                    )
             if self._fusion.kept.max(initial=0) >= sum(member.feature_size for member in self._members):
                 raise UserError(f"{path} uses features that the networks don't have: run {MADE_BY} again")
         if min_confidence is None and "min_confidence" not in own:
@@ -166,9 +170,9 @@ class GenreDetector:
         windows = {member.name: rows for member, (rows, _) in zip(self._members, outputs, strict=True)}
         song = {name: calibrated(rows.mean(axis=0)) for name, rows in windows.items()}
         if self._fusion is not None:
-            rows, vectors = fusion_inputs(outputs)
-            windows[FUSION] = self._fusion(rows, vectors)
-            song[FUSION] = self._fusion(rows.mean(axis=0)[None], vectors.mean(axis=0)[None])[0]
+            inputs = fusion_inputs(outputs)
+            windows[FUSION] = self._fusion(*inputs)
+            song[FUSION] = self._fusion(*(array[None] for array in song_inputs(*inputs)))[0]
         window, frames = self._members[0].window, heard.features["mfcc"].shape[1]
         starts = window_starts(frames, window, self._members[0].overlap)
         borders = window_borders(starts, window, heard.start, heard.seconds)
@@ -273,23 +277,24 @@ def _writer(args: argparse.Namespace, detector: GenreDetector, stream: IO[str], 
     return TextWriter(stream, run, args.top_k, detector.device)
 
 
-def tagged(answer: Prediction, write: bool) -> Prediction:
-    """Put a confident answer into the file's tags, or say on stderr that it would be; the file as it is then.
+def tag(name: str, genre: str, confident: bool, write: bool) -> dict[str, Any]:
+    """Put a confident answer into the file's tags, or say on stderr that it would be.
 
-    Raises UserError if the tags can't be read or written.
+    Returns the file's new ``size`` and ``mtime`` if it was changed. Raises UserError if the tags can't be read or
+    written.
     """
-    path = Path(answer.path)
+    path = Path(name)
     old = read_genre(path)
-    if not answer.confident or old == [answer.genre]:
-        return answer
-    change = f"{path}: genre tag {', '.join(old) or 'none'} -> {answer.genre}"
+    if not confident or old == [genre]:
+        return {}
+    change = f"{path}: genre tag {', '.join(old) or 'none'} -> {genre}"
     if not write:
         complain(f"{change}; --yes would write it")
-        return answer
-    write_genre(path, answer.genre)
+        return {}
+    write_genre(path, genre)
     complain(change)
     status = os.stat(path)
-    return replace(answer, size=status.st_size, mtime=status.st_mtime)
+    return {"size": status.st_size, "mtime": status.st_mtime}
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -340,7 +345,7 @@ def _run(args: argparse.Namespace) -> int:
             problem = answer if isinstance(answer, UserError) else None
             if args.write_tags and not isinstance(answer, UserError):
                 try:
-                    answer = tagged(answer, args.yes)
+                    answer = replace(answer, **tag(path, answer.genre, answer.confident, args.yes))
                 except UserError as error:
                     problem = error
             writer.add(path, answer)
@@ -349,6 +354,13 @@ def _run(args: argparse.Namespace) -> int:
             if problem:
                 failed += 1
                 complain(str(problem))
+        for path, record in skipped.items() if args.write_tags else ():  # answered by a run that wrote no tags
+            try:
+                if changed := tag(path, record["genre"], record["confident"], args.yes):
+                    print(json.dumps(record | changed), file=stream, flush=True)
+            except UserError as error:
+                failed += 1
+                complain(str(error))
     return 1 if failed else 0
 
 

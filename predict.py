@@ -92,7 +92,7 @@ def confidence_threshold(outputs: np.ndarray, labels: np.ndarray, wanted: float 
 
     Parameters
     ----------
-    outputs : calibrated log-probabilities (songs, classes) of songs that nothing was fitted on
+    outputs : calibrated log-probabilities (songs, classes) of songs that the networks were not trained on
     labels : int (songs,)
     wanted : the songs whose top probability reaches the threshold are right at least this often
 

@@ -62,16 +62,17 @@ def round_catalogue(
 def prepare_round(folder: Path, catalogue: Catalogue, repeats: Sequence[Any]) -> None:
     """Write the lists of a round into ``folder``/data and lend it the features that are already there."""
     data = folder / "data"
-    if (data / "metadata.json").exists():
-        if read_catalogue(data).split != catalogue.split:
-            raise UserError(f"{folder} holds a round of another split: move it away or name another folder with --runs")
-        return
-    shutil.rmtree(data, ignore_errors=True)  # of a start that was interrupted
-    (data / "processed").mkdir(parents=True)
+    there = (data / "metadata.json").exists()
+    if there and read_catalogue(data).split != catalogue.split:
+        raise UserError(f"{folder} holds a round of another split: move it away or name another folder with --runs")
+    if not there:
+        shutil.rmtree(data, ignore_errors=True)  # of a start that was interrupted
+        (data / "processed").mkdir(parents=True)
     for features in (catalogue.data / "processed").resolve().iterdir():
-        if features.suffix != ".txt":
+        if features.suffix != ".txt" and not (data / "processed" / features.name).exists():
             lend(features, data / "processed" / features.name)
-    write_catalogue(dataclasses.replace(catalogue, data=data), {"repeats": [{"tracks": pair} for pair in repeats]})
+    if not there:
+        write_catalogue(dataclasses.replace(catalogue, data=data), {"repeats": [{"tracks": pair} for pair in repeats]})
 
 
 def lend(source: Path, target: Path) -> None:

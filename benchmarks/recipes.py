@@ -21,14 +21,15 @@ Row = dict[str, str]
 
 def read_recipe(text: str, settings: Settings) -> dict[str, Any]:
     """The settings in "epochs=48 share=0.2". Raises UserError if one is none or has a value of another kind."""
+    names = [field.name for field in dataclasses.fields(settings) if field.metadata]
+    kinds = {name: type(getattr(settings, name)) for name in names}
     changes = {}
     for word in text.split():
         name, _, value = word.partition("=")
         try:
-            changes[name] = type(getattr(settings, name))(value)
-        except (AttributeError, ValueError):
-            names = ", ".join(field.name for field in dataclasses.fields(settings) if field.metadata)
-            raise UserError(f"--recipe {word}: write NAME=N with one of {names}") from None
+            changes[name] = kinds[name](value)
+        except (KeyError, ValueError):
+            raise UserError(f"--recipe {word}: write NAME=N with one of {', '.join(names)}") from None
     return changes
 
 

@@ -1,7 +1,8 @@
 """The schedules that hyper-dynamic training is compared with: what differs in settings, and what each draws.
 
-All of them share network, starting weights, optimiser, learning-rate cycle, augmentation and averaging with it, and
-the loss weights of rare classes; what differs is which windows an epoch trains on, and for how many epochs.
+With the same recipe all of them share network, starting weights, optimiser, learning-rate cycle, augmentation and
+averaging with it, and the loss weights of rare classes; what differs is which windows an epoch trains on, and for how
+many epochs.
 """
 
 from __future__ import annotations

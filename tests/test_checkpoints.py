@@ -234,7 +234,7 @@ def test_fusion_is_refused_when_a_member_has_changed(pipeline, tmp_path):
     path = models / "ecas_cnn" / "model.safetensors"
     tensors, meta = load_checkpoint(pipeline.models / "ecas_cnn" / "model.safetensors", MAKER)
     save_checkpoint(path, tensors, meta | {"seed": 1})
-    with pytest.raises(UserError, match=r"another ecas_cnn: run train_fusion\.py again"):
+    with pytest.raises(UserError, match=r"another ecas_cnn: run extract_model_features"):
         load_from(models)
 
 

@@ -75,7 +75,8 @@ def test_help_is_quick_and_shows_the_docstring(helps, name):
 @pytest.mark.parametrize(
     ("name", "option"),
     [("genre_detector", "--threads=0"), ("train_ecas_cnn", "--threads=-1"), ("evaluate", "--rounds=0")]
-    + [(name, "--seed=-1") for name in ("prepare_gtzan_data", "train_dpa_cnn", "train_fusion")],
+    + [(name, "--seed=-1") for name in ("prepare_gtzan_data", "train_dpa_cnn", "train_fusion")]
+    + [("train_fusion", f"--seed={2**32}")],
 )
 def test_numbers_that_make_no_sense_are_bad_usage(name, option):
     with pytest.raises(SystemExit) as caught:

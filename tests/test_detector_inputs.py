@@ -57,6 +57,8 @@ def test_patterns_that_the_shell_left(library):
     assert names(list(find_songs([f"{library}/s*"])), library) == ["sub/c.ogg", "sub/deep/d.wma"]
     everything = names(list(find_songs([f"{library}/sub/**"])), library)
     assert everything == ["sub/c.ogg", "sub/deep/d.wma"], "a folder's songs must not come twice"
+    assert names(list(find_songs([f"{library}/sub/**/*"])), library) == everything
+    assert names(list(find_songs([f"{library}/**/[sd]*"])), library) == everything
 
 
 def test_a_name_with_brackets_is_a_name(library):

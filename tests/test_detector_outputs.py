@@ -372,6 +372,11 @@ def test_resume_refuses_a_file_of_others(tmp_path):
     with pytest.raises(UserError, match=r"line 1 is not of this detector \('schema'\)"):
         songs_done(path, {})
     assert path.read_text() == '{"some": "thing"}\nmore'
+    for text in ('{"some": "thing"}', "more"):  # no line end, but no start of an answer either
+        path.write_text(text)
+        with pytest.raises(UserError, match="line 1 is not of this detector"):
+            songs_done(path, {})
+        assert path.read_text() == text
 
 
 def test_usage_that_cannot_be_meant(capsys):

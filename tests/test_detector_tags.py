@@ -101,6 +101,31 @@ def test_yes_writes_and_resume_knows_the_file_again(mutagen, detect, song, tmp_p
     assert len(target.read_text().splitlines()) == 1
 
 
+def test_yes_also_tags_songs_that_were_answered_without(mutagen, detect, song, tmp_path):
+    target = tmp_path / "out.jsonl"
+    args = ("--min-confidence", 0, "--jsonl", "--output", target, "--resume", song)
+    assert detect(*args)[0] == 0
+    [record] = [json.loads(line) for line in target.read_text().splitlines()]
+    assert detect(*args, "--write-tags")[2].rstrip().endswith(f"-> {record['genre']}; --yes would write it")
+    assert read_genre(song) == []
+    code, out, err = detect(*args, "--write-tags", "--yes")
+    assert (code, out) == (0, "")
+    assert err.rstrip().endswith(f"genre tag none -> {record['genre']}")
+    assert read_genre(song) == [record["genre"]]
+    assert detect(*args, "--write-tags", "--yes") == (0, "", ""), "the changed file is known again"
+    first, last = [json.loads(line) for line in target.read_text().splitlines()]
+    assert {key for key in first if first[key] != last[key]} <= {"size", "mtime"}
+
+
+def test_a_link_stays_a_link(mutagen, song, tmp_path):
+    link = tmp_path / "folder" / "link.flac"
+    link.parent.mkdir()
+    link.symlink_to(song)
+    write_genre(link, "rock")
+    assert link.is_symlink()
+    assert read_genre(song) == ["rock"]
+
+
 def test_a_file_that_carries_no_tags_is_named(mutagen, detect, render_tone, tmp_path):
     path = render_tone(tmp_path / "song.au")
     code, out, err = detect("--json", "--write-tags", path)

@@ -145,6 +145,22 @@ def test_fusion_features_have_896_places(pipeline, catalogue):
     assert table[-1].split() == ["all", "896", str((~kept).sum()), str(kept.sum())]
 
 
+def test_a_threshold_that_leaves_nothing_is_named(pipeline, tmp_path, capsys):
+    data = copy_data(pipeline, tmp_path)
+    assert create_cleaned_features.main(["--data", str(data), "--threshold", "1e9"]) == 1
+    assert "try a smaller --threshold" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        create_cleaned_features.main(["--data", str(data), "--threshold=-1"])
+    assert caught.value.code == 2
+
+
+def test_features_of_other_networks_are_not_fused(pipeline, tmp_path, capsys):
+    data, models = copy_data(pipeline, tmp_path), shutil.copytree(pipeline.models, tmp_path / "models")
+    (models / "ecas_cnn" / "model.safetensors").write_bytes(b"another")
+    assert train_fusion.main(["--data", str(data), "--models", str(models)]) == 1
+    assert "another ecas_cnn" in capsys.readouterr().err
+
+
 def test_cleaning_is_decided_without_test_songs(pipeline, tmp_path, capsys):
     data = copy_data(pipeline, tmp_path)
     folder = data / "fusion_features"
@@ -227,8 +243,8 @@ def test_stored_outputs_are_the_detectors(pipeline, catalogue):
     fusion, _ = train_fusion.load_fusion(pipeline.models)
     for index in (0, 7):
         analysis = detector.analyse(catalogue.audio_path(catalogue.splits["test"][index]))
-        means = np.stack([analysis.windows[name].mean(axis=0) for name in MEMBERS])
-        np.testing.assert_allclose(stored[index], means, atol=1e-3)
+        said = np.stack([analysis.song[name] for name in MEMBERS])  # which evaluate.py writes, for --rounds
+        np.testing.assert_allclose(stored[index], said, atol=1e-3)
         outputs = fusion(stored[index : index + 1], features[index : index + 1])[0]
         np.testing.assert_allclose(outputs, analysis.song["fusion"], atol=2e-3)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -56,6 +57,18 @@ def test_a_protocol_without_what_it_needs_is_refused(catalogue, tmp_path):
     prepare_round(tmp_path / "round", round_catalogue(catalogue, [], "random", 0, None), [])
     with pytest.raises(UserError, match="another split"):
         prepare_round(tmp_path / "round", round_catalogue(catalogue, [], "random", 1, None), [])
+    with pytest.raises(SystemExit) as caught:
+        evaluate.main(["--data", str(catalogue.data), "--protocol", "fault_filtered"])
+    assert caught.value.code == 2
+
+
+def test_a_round_borrows_features_that_were_made_after_it(catalogue, tmp_path):
+    bare = dataclasses.replace(catalogue, data=tmp_path / "data")
+    (bare.data / "processed").mkdir(parents=True)
+    for _ in range(2):
+        prepare_round(tmp_path / "round", round_catalogue(bare, [], "random", 0, None), [])
+        (bare.data / "processed" / "features.json").touch()
+    assert (tmp_path / "round" / "data" / "processed" / "features.json").exists()
 
 
 @pytest.fixture(scope="module")

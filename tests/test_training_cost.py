@@ -59,6 +59,12 @@ def test_a_recipe_is_what_makes_a_difference():
     assert texts["plain-300"] == texts["published"] == "final_rate=0.5"
 
 
+@pytest.mark.parametrize("word", ["features=mfcc", "name=x", "epochs=few", "depth=3"])
+def test_a_recipe_of_what_is_no_option_is_refused(word):
+    with pytest.raises(UserError, match=f"--recipe {word}: write NAME=N with one of epochs, "):
+        read_recipe(word, SCRIPT)
+
+
 def test_runs_of_other_defaults_are_refused(tmp_path):
     row = {"recipe": "epochs=60", "settings": "0123abcd"}
     check_rows(tmp_path, [row], lambda row: "0123abcd")
