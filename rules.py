@@ -31,7 +31,7 @@ class Settings:
 
     name: str  # of the folder below models/
     features: str  # "melspectrogram" or "mfcc"
-    epochs: int = setting(40, "length of the schedule; it has no early stopping", low=1)
+    epochs: int = setting(70, "length of the schedule; it has no early stopping", low=1)
     batch_size: int = setting(16, "windows a step", low=2)
     learning_rate: float = setting(2e-3, "peak of the schedule")
     final_rate: float = setting(1.0, "part of the peak that the learning rate falls to; 1: it stays there", high=1)

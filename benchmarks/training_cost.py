@@ -22,7 +22,7 @@ Writes  benchmarks/results/training_cost.csv        a line a run, written when i
 Examples
     python benchmarks/training_cost.py --seeds 3
     python benchmarks/training_cost.py --seeds 3 --resume                    # after a stop
-    python benchmarks/training_cost.py --seeds 3 --resume --recipe epochs=70 final_rate=0
+    python benchmarks/training_cost.py --seeds 3 --resume --recipe epochs=140
     python benchmarks/training_cost.py --network train_ecas_cnn --epochs 30  # a tenth of every schedule
 """
 
