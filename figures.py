@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,23 +10,12 @@ from typing import Any
 import numpy as np
 
 from common import whole_file
-from predict import class_accuracies
+from predict import class_accuracies, wilson_interval
 
 RARE = 15  # songs: classes with fewer in the data set are also left out of a second figure
-Z_95 = 1.959964
 BOOTSTRAPS = 10_000
 BINS = 10  # of the calibration error
 LEAST_DRAWN = 5  # songs in a bin of the reliability picture
-
-
-def wilson_interval(right: int, count: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927)."""
-    if count == 0:
-        return 0.0, 1.0
-    part, square = right / count, Z_95**2
-    centre = (part + square / (2 * count)) / (1 + square / count)
-    half = Z_95 * math.sqrt(part * (1 - part) / count + square / (4 * count**2)) / (1 + square / count)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def reliability(probabilities: np.ndarray, labels: np.ndarray) -> list[tuple[int, float, float]]:

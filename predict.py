@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 INFERENCE_BATCH = 10  # windows: a song of 30 s has 9. More is hardly faster, and memory is mostly activations
 RIGHT_WHEN_CONFIDENT = 0.9  # part of the confident answers to held-out songs
+Z_95 = 1.959964
 
 
 def window_hop(window: int, overlap: float) -> int:
@@ -87,6 +88,16 @@ def fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
     return math.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x)
 
 
+def wilson_interval(right: int, count: int) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson 1927)."""
+    if count == 0:
+        return 0.0, 1.0
+    part, square = right / count, Z_95**2
+    centre = (part + square / (2 * count)) / (1 + square / count)
+    half = Z_95 * math.sqrt(part * (1 - part) / count + square / (4 * count**2)) / (1 + square / count)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
 def confidence_threshold(outputs: np.ndarray, labels: np.ndarray, wanted: float = RIGHT_WHEN_CONFIDENT) -> float:
     """The least top probability that counts as confident.
 
@@ -94,14 +105,16 @@ def confidence_threshold(outputs: np.ndarray, labels: np.ndarray, wanted: float 
     ----------
     outputs : calibrated log-probabilities (songs, classes) of songs that the networks were not trained on
     labels : int (songs,)
-    wanted : the songs whose top probability reaches the threshold are right at least this often
+    wanted : the songs whose top probability reaches the threshold are right at least this often, by the lower end of
+        the 95 % interval: with few songs what they show may be luck (Geifman & El-Yaniv, NeurIPS 2017)
 
     Returns
     -------
     The lowest such threshold, or 1 where there is none.
     """
     top, right = np.exp(outputs).max(axis=1), outputs.argmax(axis=1) == labels
-    good = [threshold for threshold in np.unique(top) if right[top >= threshold].mean() >= wanted]
+    counts = ((threshold, right[top >= threshold]) for threshold in np.unique(top))
+    good = [threshold for threshold, answers in counts if wilson_interval(answers.sum(), len(answers))[0] >= wanted]
     return float(min(good, default=1.0))
 
 

@@ -24,7 +24,8 @@ import numpy as np
 
 from checkpoints import load_checkpoint
 from common import Catalogue, UserError, artist_key, complain, read_catalogue, read_json, write_catalogue
-from figures import bootstrap_difference, mcnemar, song_figures, wilson_interval
+from figures import bootstrap_difference, mcnemar, song_figures
+from predict import wilson_interval
 
 ROUNDS = {"random": 5, "artist": 5, "fault_filtered": 3}
 WHAT = {

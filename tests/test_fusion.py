@@ -12,8 +12,8 @@ from sklearn.linear_model import LogisticRegression
 
 from common import Catalogue, Song, UserError
 from evaluate import percent, with_tables
-from figures import accuracy_without, bootstrap_difference, calibration_error, mcnemar, wilson_interval
-from predict import calibrated, class_accuracies, fit_temperature
+from figures import accuracy_without, bootstrap_difference, calibration_error, mcnemar
+from predict import calibrated, class_accuracies, fit_temperature, wilson_interval
 from train_fusion import (
     CANDIDATES,
     Fusion,

@@ -18,8 +18,8 @@ import genre_detector
 import train_fusion
 from checkpoints import load_checkpoint
 from common import SPLITS, Catalogue, read_catalogue, write_json
-from figures import wilson_interval
 from genre_detector import GenreDetector
+from predict import wilson_interval
 
 MEMBERS = {"cnn_bigru": 256, "dpa_cnn": 512, "ecas_cnn": 128}
 GENRES = ["blues", "classical", "country", "disco", "hiphop", "jazz", "metal", "pop", "reggae", "rock"]
