@@ -70,8 +70,10 @@ def prepare_round(folder: Path, catalogue: Catalogue, repeats: Sequence[Any]) ->
         shutil.rmtree(data, ignore_errors=True)  # of a start that was interrupted
         (data / "processed").mkdir(parents=True)
     for features in (catalogue.data / "processed").resolve().iterdir():
-        if features.suffix != ".txt" and not (data / "processed" / features.name).exists():
-            lend(features, data / "processed" / features.name)
+        target = data / "processed" / features.name
+        if features.suffix != ".txt" and not target.exists():
+            target.unlink(missing_ok=True)  # a link to where the features were before
+            lend(features, target)
     if not there:
         write_catalogue(dataclasses.replace(catalogue, data=data), {"repeats": [{"tracks": pair} for pair in repeats]})
 

@@ -68,7 +68,12 @@ def test_a_round_borrows_features_that_were_made_after_it(catalogue, tmp_path):
     for _ in range(2):
         prepare_round(tmp_path / "round", round_catalogue(bare, [], "random", 0, None), [])
         (bare.data / "processed" / "features.json").touch()
-    assert (tmp_path / "round" / "data" / "processed" / "features.json").exists()
+    lent = tmp_path / "round" / "data" / "processed" / "features.json"
+    assert lent.exists()
+    moved = dataclasses.replace(bare, data=bare.data.rename(tmp_path / "moved"))
+    assert not lent.exists()
+    prepare_round(tmp_path / "round", round_catalogue(moved, [], "random", 0, None), [])
+    assert lent.exists()
 
 
 @pytest.fixture(scope="module")
