@@ -2,7 +2,8 @@
 
 Every song is decoded and classified by ``GenreDetector``, which sees no labels; they are compared afterwards.
 The validation figure stands beside the test figure: those songs steered the training and chose temperatures, and
-thresholds and the fusion too, unless that was fitted on other held-out songs.
+thresholds and the fusion too, unless that was fitted on other held-out songs. Networks with a --refit were trained on
+them, so there is none.
 ``label_conditioned_composite`` is what the published method reports as accuracy: each class's best check of the
 whole training, put together. No classifier has that accuracy.
 
@@ -56,6 +57,7 @@ from genre_detector import FUSION, Analysis, GenreDetector
 from protocols import ROUNDS, WHAT, pooled, read_rounds, run_rounds
 
 Table = tuple[list[str], list[list[str]]]
+HELD_OUT = {"val": "validation songs", "test": "test songs"}
 
 
 # ---------------------------------------------------------------- predictions
@@ -83,14 +85,16 @@ def score(analyses: Sequence[Analysis], labels: np.ndarray, genres: list[str], m
 
 
 def evaluate(detector: GenreDetector, catalogue: Catalogue, models: Path) -> tuple[dict[str, Any], list[list[str]]]:
-    """All figures, and a row of predictions for each validation and test song and model."""
+    """All figures, and a row of predictions for each held-out validation and test song and model."""
     from checkpoints import load_checkpoint
-    from extract_model_features import MEMBERS
+    from extract_model_features import MEMBERS, recipe
 
     names = [*MEMBERS, FUSION]
     scores: dict[str, dict[str, Any]] = {name: {} for name in names}
     rows = [["split", "track", "genre", "model", *catalogue.genres]]
-    for split in ("val", "test"):
+    for split in HELD_OUT:
+        if split in detector.knows:
+            continue
         tracks, analyses = analyse_songs(detector, catalogue, split)
         labels = catalogue.labels(tracks)
         for name in names:
@@ -109,6 +113,7 @@ def evaluate(detector: GenreDetector, catalogue: Catalogue, models: Path) -> tup
             "seed": meta["seed"],
             "windows": meta["progress"]["windows"],
             "settings": meta["settings"],
+            "refit": recipe(meta)["refit"],
         }
     songs = [song for song in catalogue.songs.values() if song.verdict == "ok"]
     count = {genre: sum(song.genre == genre for song in songs) for genre in catalogue.genres}
@@ -143,7 +148,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
         if rare:
             row.append(percent(accuracy_without(test["confusion"], result["genres"], rare)))
         parts = [test["window_accuracy"], test["macro_f1"], test["expected_calibration_error"]]
-        parts += [scores["val"]["song_accuracy"], scores.get("label_conditioned_composite")]
+        parts += [scores.get("val", {}).get("song_accuracy"), scores.get("label_conditioned_composite")]
         rows.append([*row, *map(percent, parts)])
     return [(header, rows), recall_table(result, {name: s["test"] for name, s in result["models"].items()})]
 
@@ -173,12 +178,22 @@ def protocol_tables(result: dict[str, Any]) -> list[Table]:
     return [(header, rows), recall_table(result, members, "answers")]
 
 
+def either(numbers: Sequence[int]) -> str:
+    return " or ".join(map(str, numbers))
+
+
+def refit_words(epochs: Sequence[int]) -> str:
+    return f" {either(epochs)} more epochs on training and validation songs." if any(epochs) else ""
+
+
 def caption(result: dict[str, Any]) -> str:
     songs, split = result["songs"], result["split"]
-    seeds = sorted({str(checkpoint["seed"]) for checkpoint in result["checkpoints"].values()})
+    seeds, refits = (
+        sorted({checkpoint[key] for checkpoint in result["checkpoints"].values()}) for key in ("seed", "refit")
+    )
     return (
         f"Split {split['name']}, split seed {split['seed']}: {songs['train']} training, {songs['val']} validation, "
-        f"{songs['test']} test songs; training seed {', '.join(seeds)}; one run each."
+        f"{songs['test']} test songs; training seed {either(seeds)}; one run each." + refit_words(refits)
     )
 
 
@@ -188,8 +203,8 @@ def protocol_caption(result: dict[str, Any]) -> str:
     repeated = result["songs"] > result["different_songs"]
     return (
         f"Protocol {result['protocol']}: {rounds} of {ROUNDS[result['protocol']]} {WHAT[result['protocol']]}; "
-        f"{' or '.join(map(str, result['epochs']))} epochs; {result['songs']} answers about "
-        f"{result['different_songs']} different test songs. The fusion is "
+        f"{either(result['epochs'])} epochs; {result['songs']} answers about "
+        f"{result['different_songs']} different test songs.{refit_words(result['refit'])} The fusion is "
         f"{100 * gain['difference']:+.1f} points from its best member, {result['best_member']} (bootstrap "
         f"over artists {low} to {high}, McNemar p {gain['mcnemar_p']:.2g}). Spread: standard deviation of the rounds."
         + (" Pooled 95 % and p take answers about one song as independent." if repeated else "")
@@ -245,8 +260,10 @@ def one_split(catalogue: Catalogue, models: Path, device: str, results: Path) ->
         title = f"{name}: {percent(test['song_accuracy'])} % of {test['songs']} test songs"
         draw_confusion(np.array(test["confusion"]), catalogue.genres, title, results / f"confusion_{name}.png")
     outputs: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for split, label in (("val", "validation songs"), ("test", "test songs")):
+    for split, label in HELD_OUT.items():
         chosen = [row for row in rows[1:] if row[0] == split and row[3] == FUSION]
+        if not chosen:
+            continue
         labels = np.array([catalogue.genres.index(row[2]) for row in chosen])
         outputs[label] = np.array([row[4:] for row in chosen], dtype=float), labels
     draw_reliability(outputs, "fusion", results / "reliability.png")

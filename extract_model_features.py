@@ -1,9 +1,9 @@
 """Run the frozen networks over all songs: an 896-d feature and calibrated log-probabilities per song.
 
 The 896 places are the CNN-BiGRU's 256 (attention-weighted mean and standard deviation), the DPA-CNN's 512 and
-the ECAS-CNN's 128, each the mean over a song's windows. The networks were trained on the training songs and
-remember them, so those rows look better than any new song's will: provenance.json marks them as in-sample and
-train_fusion.py learns from held-out rows only.
+the ECAS-CNN's 128, each the mean over a song's windows. The networks were trained on the training songs, after a
+--refit on the validation songs too, and remember them, so those rows look better than any new song's will:
+provenance.json marks them as in-sample and train_fusion.py learns from held-out rows only.
 
 Reads   models/{cnn_bigru,dpa_cnn,ecas_cnn}/model.safetensors, data/processed/
 Writes  data/fusion_features/{train,val,test}_features.npy           float32 (songs, 896)
@@ -79,6 +79,11 @@ class Member:
         return self.meta["settings"]["overlap"]
 
     @property
+    def knows(self) -> tuple[str, ...]:
+        """The splits that it was trained on."""
+        return ("train", "val") if recipe(self.meta)["refit"] else ("train",)
+
+    @property
     def feature_size(self) -> int:
         return self.network.feature_size
 
@@ -92,6 +97,11 @@ class Member:
         if not all(np.isfinite(array).all() for pair in raw for array in pair):
             raise UserError(f"{self.name} answers with NaN or infinity: train it again with {MEMBERS[self.name]}.py")
         return [(calibrated(windows, self.meta["temperature"]), features) for windows, features in raw]
+
+
+def recipe(meta: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a checkpoint's training and its epochs of refit; networks to be compared have the same."""
+    return meta.get("settings", {}) | {"refit": meta.get("refit", 0)}
 
 
 def _unusable(meta: dict[str, Any]) -> str:
@@ -192,6 +202,7 @@ def _run(args: argparse.Namespace) -> int:
             )
     folder = args.data / "fusion_features"
     rows = []
+    held_out = {split: all(split not in member.knows for member in members) for split in SPLITS}
     made = {split: _split_rows(catalogue, members, split) for split in args.splits}
     # Rows of other networks must not be mixed with these; without provenance.json nothing uses what a stop leaves
     for old in [folder / "provenance.json", *folder.glob("*.npy")]:
@@ -201,16 +212,16 @@ def _run(args: argparse.Namespace) -> int:
             write_array(folder / f"{split}_{name}.npy", array)
         right = arrays["log_probabilities"].argmax(2) == arrays["labels"][:, None]
         figures = [f"{100 * part:.1f}" for part in right.mean(axis=0)] if split != "test" else ["-"] * len(members)
-        rows.append([split, len(right), "in-sample" if split == "train" else "held out", *figures])
+        rows.append([split, len(right), "held out" if held_out[split] else "in-sample", *figures])
     write_json(
         folder / "provenance.json",
         {
             "genres": catalogue.genres,
             "split": catalogue.split,
             "members": {m.name: file_sha256(args.models / m.name / "model.safetensors") for m in members},
-            "settings": {m.name: m.meta["settings"] for m in members},
+            "settings": {m.name: recipe(m.meta) for m in members},
             "sizes": {m.name: m.feature_size for m in members},
-            "held_out": {"train": False, "val": True, "test": True},
+            "held_out": held_out,
         },
     )
     print(format_table(("split", "songs", "rows are", *(f"{m.name}, %" for m in members)), rows))

@@ -158,6 +158,7 @@ class GenreDetector:
         self.min_confidence: float = own["min_confidence"] if min_confidence is None else min_confidence
         self.weights = file_sha256(path)[:12]  # tells released models apart
         self.genres: list[str] = self._members[0].genres
+        self.knows = {split for member in self._members for split in member.knows}  # whose songs were trained on
         self.device = str(next(self._members[0].network.parameters()).device)
 
     def analyse(self, path: str | Path, start: float = 0.0, duration: float | None = None) -> Analysis:

@@ -35,6 +35,7 @@ from common import (
     locked,
     progress,
     read_catalogue,
+    whole_number,
     write_text,
 )
 from distributed import Team, local_size, team_on
@@ -103,10 +104,15 @@ class Progress:
     frames: int = 0  # in them
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)  # of the steps of this epoch that are done
+    held_out: dict[str, float] | None = None  # figures of the schedule's end, once validation songs are trained on
 
 
 class Trainer:
-    """One training run of one network."""
+    """One training run of one network.
+
+    The schedule trains on the training songs. ``refit`` more epochs train on the validation songs too, with what the
+    rules said last; all that is measured on these songs is measured before.
+    """
 
     def __init__(
         self,
@@ -119,6 +125,7 @@ class Trainer:
         augmentation: Augmentation | None = None,
         team: Team | None = None,
         schedule: Schedule | None = None,
+        refit: int = 0,
     ):
         import torch
 
@@ -128,7 +135,7 @@ class Trainer:
         for split in ("train", "val"):
             if not catalogue.splits[split]:
                 raise UserError(f"there are no {split} songs: run prepare_gtzan_data.py on more songs")
-        self.settings, self.catalogue, self.folder, self.seed = settings, catalogue, folder, seed
+        self.settings, self.catalogue, self.folder, self.seed, self.refit = settings, catalogue, folder, seed, refit
         self.team = team or Team(pick_device(device))
         self.device = self.team.device
         if settings.batch_size < 2 * self.team.size:
@@ -159,7 +166,7 @@ class Trainer:
         self.schedule = schedule or Schedule(settings)
         self.basis = dct_basis(N_MFCC, N_MELS).to(self.device) if settings.features == "mfcc" else None
 
-        tracks = catalogue.splits["train"]
+        tracks = [*catalogue.splits["train"], *(catalogue.splits["val"] if refit else [])]
         features = load_features(catalogue, settings.features, tracks)
         self.lengths = [feature.shape[1] for feature in features]
         self.songs = torch.zeros(
@@ -170,7 +177,8 @@ class Trainer:
         self.songs = self.songs.to(self.device)
         self.frames = torch.tensor(self.lengths, device=self.device)
         self.labels = catalogue.labels(tracks)
-        self.class_songs = np.bincount(self.labels, minlength=len(catalogue.genres)).tolist()
+        self.scheduled = len(catalogue.splits["train"])  # the first songs; the others are for the refit
+        self.class_songs = np.bincount(self.labels[: self.scheduled], minlength=len(catalogue.genres)).tolist()
         self.val_labels = catalogue.labels(catalogue.splits["val"])
         self.val_features = load_features(catalogue, settings.features, catalogue.splits["val"])
         weights = class_weights([None for _ in catalogue.genres], self.class_songs, settings)
@@ -196,10 +204,13 @@ class Trainer:
             self.team.refuse(f"{log} is damaged: delete it, then go on with --resume")
         self.team.tell(write_text, log, "".join(records))
         self._clock = time.monotonic()
-        epochs = range(self.state.epoch, self.settings.epochs)
+        epochs = range(self.state.epoch, self.settings.epochs + self.refit)
         for epoch in epochs if self.team.rank else progress(epochs, self.settings.name):
+            if epoch == self.settings.epochs:
+                self.state.held_out = self.team.tell(self._held_out)
             record = self._train_epoch(epoch)
-            if (epoch + 1) % self.settings.check_every == 0 or epoch + 1 == self.settings.epochs:
+            left = self.settings.epochs - (epoch + 1)  # in the refit no song is left to check on
+            if left == 0 or (left > 0 and (epoch + 1) % self.settings.check_every == 0):
                 record |= self.team.tell(self._check, epoch)
                 self.state = self.team.tell(lambda: self.state)
             self.state.epoch = epoch + 1
@@ -225,7 +236,9 @@ class Trainer:
 
         rules, window = self.settings, training_window(epoch, self.settings)
         rng = set_seed(self.seed, 1, epoch)
-        song, start, factor = self.schedule.draw(self.lengths, self.labels, self.state.classes, epoch, rng)
+        songs = len(self.labels) if epoch >= rules.epochs else self.scheduled
+        drawn = self.schedule.draw(self.lengths[:songs], self.labels[:songs], self.state.classes, epoch, rng)
+        song, start, factor = drawn
         batches = [
             batch
             for batch in np.array_split(np.arange(len(song)), max(1, round(len(song) / rules.batch_size)))
@@ -302,9 +315,10 @@ class Trainer:
 
     # -------- validation
 
-    def validate(self, limit: int | None = None) -> np.ndarray:
+    def validate(self, limit: int | None = None, network: nn.Module | None = None) -> np.ndarray:
         """Mean log-probabilities over windows of the validation songs by the averaged weights, (songs, classes)."""
-        outputs = network_outputs(self.average, self.val_features, self.settings.window, self.settings.overlap, limit)
+        rules = self.settings
+        outputs = network_outputs(network or self.average, self.val_features, rules.window, rules.overlap, limit)
         return np.stack([windows.mean(axis=0) for windows, _ in outputs])
 
     def _check(self, epoch: int) -> dict[str, Any]:
@@ -348,6 +362,7 @@ class Trainer:
             "settings": asdict(self.settings),
             "strides": strides(self.network),
             "seed": self.seed,
+            "refit": self.refit,
             "split": self.catalogue.split,
             "songs": {split: len(tracks) for split, tracks in self.catalogue.splits.items()},
             "versions": library_versions(),
@@ -388,6 +403,8 @@ class Trainer:
                 state.setdefault(int(index), {})[rest] = value
             saved = meta["progress"]
             self.state = Progress(**saved | {"classes": [ClassState(**values) for values in saved["classes"]]})
+            if self.state.held_out and meta["refit"] != self.refit:
+                raise UserError(f"{path} was made with another refit: go on with --refit {meta['refit']}")
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not of a run in progress ({error}): start without --resume") from None
         fill_network(self.network, parts["network"], path)
@@ -395,27 +412,39 @@ class Trainer:
         self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": state})
         self._random_state = parts["random"]
 
-    def _release(self) -> dict[str, Any]:
-        """Round the averaged weights to half precision, calibrate, save them.
+    def _weights(self) -> tuple[dict[str, torch.Tensor], int]:
+        """The averaged weights to release, in half precision, and the epochs behind them.
 
-        They are those of the schedule's end; without ``last`` those of the check with the least validation loss, and
-        then the validation figure is the best of many. Test songs have no part in it.
+        They are those of the end; without ``last`` those of the check with the least validation loss, and then the
+        validation figure is the best of many. Test songs have no part in it.
         """
-        best, path = self.folder / "best.safetensors", self.folder / "model.safetensors"
-        tensors, chosen = load_checkpoint(best, "this script without --resume")
-        halves = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
-        fill_network(self.average, halves, best)
-        outputs = self.validate()
+        tensors, epochs = self.average.state_dict(), self.state.epoch
+        if epochs <= self.settings.epochs:
+            tensors, chosen = load_checkpoint(self.folder / "best.safetensors", "this script without --resume")
+            epochs = chosen["progress"]["epoch"] + 1
+        return {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}, epochs
+
+    def _held_out(self) -> dict[str, float]:
+        """What the validation songs say of the weights to release, before any training on them."""
+        network = copy.deepcopy(self.average)
+        fill_network(network, self._weights()[0], self.folder)
+        outputs = self.validate(network=network)
         songs = np.bincount(self.val_labels, minlength=len(self.catalogue.genres))
         temperature = fit_temperature(outputs, self.val_labels)
-        meta = self._meta() | {
-            "released_epoch": chosen["progress"]["epoch"] + 1,
+        return {
             "temperature": temperature,
             "min_confidence": confidence_threshold(calibrated(outputs, temperature), self.val_labels),
             "validation_accuracy": float((outputs.argmax(1) == self.val_labels).mean()),
             "label_conditioned_composite": float(np.dot(songs, self.state.best_accuracies) / songs.sum()),
         }
-        save_checkpoint(path, halves, meta)
+
+    def _release(self) -> dict[str, Any]:
+        """Round the averaged weights to half precision, save them with their figures."""
+        figures = self.state.held_out or self._held_out()
+        halves, epochs = self._weights()
+        fill_network(self.average, halves, self.folder)
+        meta = self._meta() | {"released_epoch": epochs, **figures}
+        save_checkpoint(self.folder / "model.safetensors", halves, meta)
         return meta
 
 
@@ -433,6 +462,14 @@ def read_options(
     stopped = parser.add_mutually_exclusive_group()
     stopped.add_argument("--resume", action="store_true", help="go on with this run where it stopped")
     stopped.add_argument("--force", action="store_true", help="begin anew where a training was stopped, and give it up")
+    parser.add_argument(
+        "--refit",
+        type=whole_number,
+        default=0,
+        metavar="N",
+        help="epochs after the schedule's, on training and validation songs; --resume --refit N adds them to a "
+        "finished training. What is known of the network from validation songs is from before",
+    )
     options = {option.name: option for option in dataclasses.fields(settings) if option.metadata}
     for name, option in options.items():
         default, text = getattr(settings, name), option.metadata["help"]
@@ -442,6 +479,8 @@ def read_options(
         low, high = option.metadata["low"], option.metadata["high"]
         if not low <= getattr(args, name) <= high:  # NaN is in no range
             parser.error(f"{_flag(name)} must be at least {low}" + ("" if high == math.inf else f" and at most {high}"))
+    if args.refit and not args.last:
+        parser.error("--refit goes on from the schedule's end: leave --last at 1")
     return args, dataclasses.replace(settings, **{name: getattr(args, name) for name in options})
 
 
@@ -460,9 +499,11 @@ def training_command(
         team.tell(stack.enter_context, locked(folder))
         if not (args.resume or args.force):
             team.tell(keep_unfinished, folder)
-        trainer = Trainer(settings, build, catalogue, folder, args.seed, args.device, team=team)
+        trainer = Trainer(settings, build, catalogue, folder, args.seed, args.device, team=team, refit=args.refit)
         if team.rank == 0:
-            print(f"{settings.name} on {team}, {len(trainer.labels)} training songs, split {catalogue.split['name']}")
+            songs = f"{trainer.scheduled} training songs"
+            songs += f" ({len(trainer.labels)} in the refit)" if args.refit else ""
+            print(f"{settings.name} on {team}, {songs}, split {catalogue.split['name']}")
         try:
             with signals_to(trainer.stop):
                 meta = trainer.run(args.resume)
@@ -476,8 +517,9 @@ def training_command(
             raise UserError(f"{folder} can't be written to ({error}): make room, go on with --resume") from None
     if team.rank:
         return 0
+    when = ", before the refit" if args.refit else ""
     rows = [
-        ("validation accuracy, %", f"{100 * meta['validation_accuracy']:.1f}"),
+        (f"validation accuracy{when}, %", f"{100 * meta['validation_accuracy']:.1f}"),
         ("label_conditioned_composite, %", f"{100 * meta['label_conditioned_composite']:.1f}"),
         ("temperature", f"{meta['temperature']:.2f}"),
         ("released epoch", meta["released_epoch"]),

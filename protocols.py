@@ -124,13 +124,14 @@ def check_settings(folders: Sequence[Path], options: Sequence[str]) -> None:
 
     ``options`` differ from their defaults; a mistake in them is bad usage.
     """
-    from extract_model_features import MEMBERS
+    from extract_model_features import MEMBERS, recipe
     from hyper_dynamic import read_options
 
     for name, script in MEMBERS.items():
-        wanted = dataclasses.asdict(read_options(options, None, importlib.import_module(script).SETTINGS)[1])
+        args, settings = read_options(options, None, importlib.import_module(script).SETTINGS)
+        wanted = recipe({"settings": dataclasses.asdict(settings), "refit": args.refit})
         for path in (folder / "models" / name / "model.safetensors" for folder in folders):
-            if path.exists() and load_checkpoint(path, f"{script}.py")[1].get("settings") != wanted:
+            if path.exists() and recipe(load_checkpoint(path, f"{script}.py")[1]) != wanted:
                 what = "was trained with other settings"
                 raise UserError(f"{path} {what}: move it away or name another folder with --runs")
 
@@ -222,12 +223,11 @@ class Pool:
     outputs: dict[str, np.ndarray]  # model -> probabilities (songs, classes)
     validation: dict[str, list[float]]  # model -> accuracy a round
     windows: dict[str, list[int]]  # model -> windows trained on a round
-    settings: dict[str, dict[str, Any]]  # model -> settings of its training, the same in every round
+    settings: dict[str, dict[str, Any]]  # model -> its recipe, the same in every round
 
-    @property
-    def epochs(self) -> list[int]:
-        """Lengths of schedule that occur."""
-        return sorted({values["epochs"] for values in self.settings.values()})
+    def lengths(self, of: str) -> list[int]:
+        """Numbers of ``epochs`` or of epochs of ``refit`` that occur."""
+        return sorted({values[of] for values in self.settings.values()})
 
 
 def read_rounds(folders: Sequence[Path]) -> Pool:
@@ -235,6 +235,8 @@ def read_rounds(folders: Sequence[Path]) -> Pool:
 
     Raises UserError if a round isn't done or was trained with other settings than the first.
     """
+    from extract_model_features import recipe
+
     tracks, artists, rounds, labels = [], [], [], []
     outputs: dict[str, list[list[float]]] = {}
     validation: dict[str, list[float]] = {}
@@ -248,10 +250,11 @@ def read_rounds(folders: Sequence[Path]) -> Pool:
         songs = read_catalogue(folder / "data").songs
         for model, checkpoint in result["checkpoints"].items():
             windows.setdefault(model, []).append(checkpoint["windows"])
-            if settings.setdefault(model, checkpoint["settings"]) != checkpoint["settings"]:
+            if settings.setdefault(model, recipe(checkpoint)) != recipe(checkpoint):
                 raise UserError(f"{folder} was trained with other settings than {folders[0]}: move one of them away")
         for model, scores in result["models"].items():
-            validation.setdefault(model, []).append(scores["val"]["song_accuracy"])
+            if "val" in scores:
+                validation.setdefault(model, []).append(scores["val"]["song_accuracy"])
         with (folder / "results" / "predictions.csv").open(encoding="utf-8", newline="") as stream:
             rows = [row for row in csv.DictReader(stream) if row["split"] == "test"]
         first = next(iter(result["models"]))
@@ -296,7 +299,8 @@ def pooled(pool: Pool, fusion: str) -> dict[str, Any]:
         "genres": pool.genres,
         "rare_genres": pool.rare,
         "windows_trained": pool.windows,
-        "epochs": pool.epochs,
+        "epochs": pool.lengths("epochs"),
+        "refit": pool.lengths("refit"),
         "songs": len(pool.labels),
         "different_songs": len(np.unique(pool.tracks)),
         "models": models,

@@ -172,8 +172,9 @@ def training_overlap(state: ClassState, rules: Settings) -> float:
 
 def learning_rate(done: float, peak: float, final: float) -> float:
     """One cycle over the schedule (``done`` from 0 to 1): up linearly for 15 % of it, then on a half cosine down to
-    ``final`` of the peak.
+    ``final`` of the peak, where it stays.
     """
+    done = min(done, 1.0)
     fall = (1 + math.cos(math.pi * (done - 0.15) / 0.85)) / 2
     return peak * (done / 0.15 if done < 0.15 else final + (1 - final) * fall)
 

@@ -49,7 +49,7 @@ def keep_unfinished(folder: Path) -> None:
     """Raise UserError if the training in a folder was stopped before its end, so that it can go on."""
     try:
         stopped = load_checkpoint(folder / "latest.safetensors", "")[1]
-        epoch, epochs = stopped["progress"]["epoch"], stopped["settings"]["epochs"]
+        epoch, epochs = stopped["progress"]["epoch"], stopped["settings"]["epochs"] + stopped.get("refit", 0)
     except (UserError, KeyError, TypeError):
         return  # absent, or nothing can go on from it
     with suppress(UserError):

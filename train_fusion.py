@@ -13,6 +13,8 @@ with a hundred songs, less is chance. Rows of training songs are in-sample and n
 With --rounds the fusion learns from more songs: from what the networks of cross-validation rounds, trained by the
 same recipe, said of the songs that each of them was not trained on (evaluate.py --protocol artist). Test songs of the
 split in use are left out. Features of different networks have no axes in common, so that candidate is left out too.
+After a --refit of the networks no validation song is held out: without --rounds the fusion is then the average with
+nothing fitted, and calls no answer confident.
 
 Reads   data/metadata.json, data/fusion_features/; with --rounds <round>/data/ and <round>/results/
 Writes  models/fusion_progressive/model.safetensors
@@ -28,7 +30,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,14 @@ def load_fusion(models: Path) -> tuple[Fusion, dict[str, Any]]:
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is no fusion ({error}): run {MADE_BY} again") from None
     return fusion, meta
+
+
+def save_fusion(path: Path, fusion: Fusion, meta: Mapping[str, Any]) -> None:
+    import torch
+
+    arrays = {"coefficients": fusion.coefficients, "intercept": fusion.intercept, "kept": fusion.kept}
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    save_checkpoint(path, tensors, {**meta, "kind": fusion.kind, "temperature": fusion.temperature})
 
 
 # ---------------------------------------------------------------- candidates
@@ -259,8 +269,6 @@ def _run(args: argparse.Namespace) -> int:
     maker = "extract_model_features.py"
     folder = args.data / "fusion_features"
     provenance = read_json(folder / "provenance.json", maker)
-    if not provenance["held_out"]["val"]:
-        raise UserError(f"the validation rows are in-sample: run {maker} again")
     catalogue = read_catalogue(args.data)
     if provenance["split"] != catalogue.split:
         raise UserError(f"the features are of another split than the one in {args.data}: run {maker} again")
@@ -268,48 +276,47 @@ def _run(args: argparse.Namespace) -> int:
         network = args.models / name / "model.safetensors"
         if network.exists() and file_sha256(network) != made:
             raise UserError(f"the features are of another {name} than the one in {args.models}: run {maker} again")
-    kept = np.flatnonzero(read_array(folder / "selector.npy", "create_cleaned_features.py"))
+    meta = {
+        "network": "fusion",
+        "genres": catalogue.genres,
+        "members": provenance["members"],
+        "split": catalogue.split,
+        "seed": args.seed,
+        "versions": library_versions(),
+    }
+    target = args.models / "fusion_progressive" / "model.safetensors"
     candidates, source, hashes = dict(CANDIDATES), "validation songs", list[str]()
     if args.rounds:
         del candidates["features"]
         source = "songs of cross-validation rounds"
         rows, tracks, hashes = round_rows(args.rounds, catalogue, provenance["settings"])
-    else:
+    elif provenance["held_out"]["val"]:
         rows, tracks = held_out_rows(folder)
+    else:
+        count = len(provenance["members"])
+        nothing = {"min_confidence": 1.0, "fitted_on": {"what": "nothing", "songs": 0, "rounds": []}, "candidates": {}}
+        save_fusion(target, weighted_fusion(np.full(count, 1 / count), len(catalogue.genres)), meta | nothing)
+        print("The networks know the validation songs: the fusion is their average, and calls no answer confident.")
+        return 0
 
+    kept = np.flatnonzero(read_array(folder / "selector.npy", "create_cleaned_features.py"))
     folds = artist_folds(catalogue, tracks, args.seed)
     outputs = {name: cross_validated(fit, rows, kept, folds) for name, fit in candidates.items()}
     losses = {name: log_loss(values, rows.labels) for name, values in outputs.items()}
     chosen = choose(losses)
-    fusion = candidates[chosen](rows, kept)
     temperature = fit_temperature(outputs[chosen], rows.labels)
     held_out = calibrated(outputs[chosen], temperature)
     min_confidence = confidence_threshold(held_out, rows.labels)
-
-    import torch
-
-    arrays = {"coefficients": fusion.coefficients, "intercept": fusion.intercept, "kept": fusion.kept}
     figures = {
         name: {"accuracy": float((v.argmax(1) == rows.labels).mean()), "log_loss": float(losses[name].mean())}
         for name, v in outputs.items()
     }
-    save_checkpoint(
-        args.models / "fusion_progressive" / "model.safetensors",
-        {name: torch.from_numpy(array) for name, array in arrays.items()},
-        {
-            "network": "fusion",
-            "kind": chosen,
-            "temperature": temperature,
-            "min_confidence": min_confidence,
-            "genres": catalogue.genres,
-            "members": provenance["members"],
-            "split": catalogue.split,
-            "seed": args.seed,
-            "fitted_on": {"what": source, "songs": len(tracks), "rounds": hashes},
-            "candidates": figures,
-            "versions": library_versions(),
-        },
-    )
+    fitted = {
+        "min_confidence": min_confidence,
+        "fitted_on": {"what": source, "songs": len(tracks), "rounds": hashes},
+        "candidates": figures,
+    }
+    save_fusion(target, replace(candidates[chosen](rows, kept), temperature=temperature), meta | fitted)
     best = rows.log_probabilities.argmax(2) == rows.labels[:, None]
     table = [
         [name, f"{100 * part:.1f}", ""] for name, part in zip(provenance["members"], best.mean(axis=0), strict=True)

@@ -1,7 +1,8 @@
 """Check the fusion's feature files and say whether they can be used.
 
 Shape, NaN and infinity, constant dimensions, labels and tracks against the catalogue, songs in two splits, and
-linear separability: a cross-validated logistic regression on the held-out validation songs must beat guessing.
+linear separability: a cross-validated logistic regression on the held-out validation songs must beat guessing (not
+after a --refit: then they aren't held out).
 Test rows are checked for form only; their labels play no part.
 
 Reads   data/metadata.json, data/fusion_features/
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from common import SPLITS, Catalogue, argument_parser, command, format_table, read_array, read_catalogue
+from common import SPLITS, Catalogue, argument_parser, command, format_table, read_array, read_catalogue, read_json
 
 FEWEST = 30  # validation songs of genres with two or more: with less, a classifier's accuracy is chance
 
@@ -72,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     catalogue = read_catalogue(args.data)
     folder = args.data / "fusion_features"
     problems: list[str] = []
-    separable = "too few validation songs for a linear classifier"
+    held_out = read_json(folder / "provenance.json", "extract_model_features.py")["held_out"]["val"]
+    separable = f"{'too few' if held_out else 'no held-out'} validation songs for a linear classifier"
     table = []
     tracks: dict[str, set[str]] = {}
     for split in SPLITS:
@@ -91,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             problems += [f"{split}_{kind}.npy: {problem}" for problem in found]
             shape = features.shape if features.ndim == 2 else ("-", "-")
             table.append([f"{split}_{kind}", *shape, constant, "unusable" if found else "good"])
-            if kind == "features_cleaned" and split == "val" and not found:
+            if kind == "features_cleaned" and split == "val" and held_out and not found:
                 figures = linear_separability(features, labels)
                 if figures is not None:
                     accuracy, guess = (100 * part for part in figures)

@@ -248,6 +248,7 @@ def test_learning_rate_is_one_cycle_down_to_its_final_part(peak, final):
     curve = np.array([learning_rate(done, peak, final) for done in np.linspace(0, 1, 2001)])
     assert curve[0] == 0
     assert curve[-1] == pytest.approx(final * peak, abs=1e-12)
+    assert learning_rate(1.4, peak, final) == curve[-1]  # in a refit
     assert (curve[1:-1] > 0).all()
     assert curve.max() == pytest.approx(peak)
     top = 300  # 15 %

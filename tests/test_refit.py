@@ -1,0 +1,188 @@
+"""Epochs on training and validation songs after the schedule: what they change, and that nothing held out is lost."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import QUICK
+from test_pipeline import MEMBERS, copy_data
+from test_resume import equal, log, one_line
+from tiny_data import write_tiny_data
+
+import create_cleaned_features
+import evaluate
+import extract_model_features
+import train_bigru_cnn
+import train_dpa_cnn
+import train_ecas_cnn
+import train_fusion
+import verify_model_features
+from checkpoints import load_checkpoint
+from genre_detector import GenreDetector
+from hyper_dynamic import Trainer
+from protocols import check_settings, read_rounds
+
+OPTIONS = "--epochs 4 --check-every 2 --width 0.05 --window 32 --share 1 --batch-size 8 --seed 3 --device cpu"
+OPTIONS += " --graduate-at 2 --struggle-below 0 --threads 1"  # no rule is at work: all windows in all epochs
+MEASURED = ("temperature", "min_confidence", "validation_accuracy", "label_conditioned_composite")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_tiny_data(tmp_path_factory.mktemp("tiny") / "data", {"a": (6, 3, 1), "b": (6, 3, 1), "c": (6, 3, 1)})
+
+
+def train(data: Path, models: Path, *options: str) -> int:
+    return train_ecas_cnn.main(["--data", str(data), "--models", str(models), *OPTIONS.split(), *options])
+
+
+def meta(models: Path) -> dict[str, Any]:
+    return load_checkpoint(models / "ecas_cnn" / "model.safetensors", "")[1]
+
+
+@pytest.fixture(scope="module")
+def without(data, tmp_path_factory) -> Path:
+    """A run without a refit."""
+    models = tmp_path_factory.mktemp("without")
+    assert train(data, models) == 0
+    return models
+
+
+@pytest.fixture(scope="module")
+def refitted(data, tmp_path_factory) -> Path:
+    """The same with three epochs of it."""
+    models = tmp_path_factory.mktemp("refitted")
+    assert train(data, models, "--refit", "3") == 0
+    return models
+
+
+def test_the_schedule_is_the_same_and_the_refit_trains_on_more_songs(without, refitted):
+    assert log(refitted)[:4] == log(without)
+    windows = np.diff([0, *(record["windows"] for record in log(refitted))])
+    assert len(windows) == 7
+    np.testing.assert_allclose(windows[4:] / windows[:4].mean(), 27 / 18, rtol=0.1)
+    assert not any("val_accuracy" in record for record in log(refitted)[4:])
+    assert not equal(refitted, without)
+
+
+def test_what_is_measured_on_validation_songs_is_from_before(without, refitted):
+    before, after = meta(without), meta(refitted)
+    assert {key: after[key] for key in MEASURED} == {key: before[key] for key in MEASURED}
+    assert (before["released_epoch"], after["released_epoch"]) == (4, 7)
+    assert (before["refit"], after["refit"]) == (0, 3)
+
+
+def test_the_average_at_the_end_is_released(refitted):
+    last = load_checkpoint(refitted / "ecas_cnn" / "latest.safetensors", "")[0]
+    for name, value in load_checkpoint(refitted / "ecas_cnn" / "model.safetensors", "")[0].items():
+        assert not value.is_floating_point() or torch.equal(last[f"average.{name}"].half(), value)
+
+
+def test_a_finished_training_can_be_refitted(data, without, refitted, tmp_path, capsys):
+    models = shutil.copytree(without, tmp_path / "models")
+    assert train(data, models, "--resume", "--refit", "3") == 0
+    assert "18 training songs (27 in the refit)" in capsys.readouterr().out
+    assert equal(models, refitted)
+    assert log(models) == log(refitted)
+
+
+@pytest.mark.parametrize("last", [4, 5])  # in the refit's first epoch, before any checkpoint of it, and later
+def test_a_refit_that_was_stopped_goes_on(data, refitted, tmp_path, monkeypatch, capsys, last):
+    honest = Trainer._train_epoch
+
+    def stopped(trainer: Trainer, epoch: int) -> dict[str, Any]:
+        if epoch == last:
+            trainer.stop(signal.SIGTERM)
+        return honest(trainer, epoch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_epoch", stopped)
+        assert train(data, tmp_path, "--refit", "3") == 128 + signal.SIGTERM
+    capsys.readouterr()
+    for other in ([], ["--refit", "2"]):
+        assert train(data, tmp_path, "--resume", *other) == 1
+        assert "go on with --refit 3" in one_line(capsys)
+    assert train(data, tmp_path, "--refit", "3") == 1
+    assert "go on with --resume" in one_line(capsys)
+    assert train(data, tmp_path, "--resume", "--refit", "3") == 0
+    assert equal(tmp_path, refitted)
+    assert log(tmp_path) == log(refitted)
+    assert {key: meta(tmp_path)[key] for key in MEASURED} == {key: meta(refitted)[key] for key in MEASURED}
+
+
+def test_the_best_check_is_not_where_a_refit_can_begin(capsys):
+    with pytest.raises(SystemExit) as caught:
+        train_ecas_cnn.main(["--last", "0", "--refit", "1"])
+    assert caught.value.code == 2
+    assert "--refit goes on from the schedule's end" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- after the training
+
+
+@pytest.fixture(scope="module")
+def used(pipeline, tmp_path_factory) -> tuple[Path, Path]:
+    """Data and models folder of the pipeline with its networks refitted, their features made anew."""
+    folder = tmp_path_factory.mktemp("used")
+    data, models = copy_data(pipeline, folder, features=True), shutil.copytree(pipeline.models, folder / "models")
+    where = ["--data", str(data), "--models", str(models)]
+    for script in (train_bigru_cnn, train_dpa_cnn, train_ecas_cnn):
+        assert script.main([*where, *map(str, QUICK), "--resume", "--refit", "1"]) == 0
+    assert extract_model_features.main(where) == 0
+    assert create_cleaned_features.main(where[:2]) == 0
+    return data, models
+
+
+def test_no_row_of_a_song_that_was_trained_on_counts_as_held_out(used, capsys):
+    data, _ = used
+    provenance = json.loads((data / "fusion_features" / "provenance.json").read_text())
+    assert provenance["held_out"] == {"train": False, "val": False, "test": True}
+    assert verify_model_features.main(["--data", str(data)]) == 0
+    assert "no held-out validation songs" in capsys.readouterr().out
+
+
+def test_nothing_is_fitted_on_songs_that_were_trained_on(used, capsys):
+    data, models = used
+    where = ["--data", str(data), "--models", str(models)]
+    assert train_fusion.main(where) == 0
+    assert "know the validation songs" in capsys.readouterr().out
+    fusion, said = train_fusion.load_fusion(models)
+    assert (fusion.kind, fusion.temperature, said["min_confidence"]) == ("average", 1, 1)
+    assert said["fitted_on"]["songs"] == 0
+
+    results = models.parent / "results"
+    assert evaluate.main([*where, "--results", str(results)]) == 0
+    assert "1 more epochs on training and validation songs" in capsys.readouterr().out
+    for scores in json.loads((results / "evaluation.json").read_text())["models"].values():
+        assert "test" in scores
+        assert "val" not in scores
+    with (results / "predictions.csv").open(newline="") as stream:
+        assert {row["split"] for row in csv.DictReader(stream)} == {"test"}
+    assert GenreDetector(models=models).knows == {"train", "val"}
+
+
+def test_rounds_of_refitted_networks_calibrate_their_fusion(mini_features, used, run_script, tmp_path, capsys):
+    data, models = used
+    runs, results = tmp_path / "runs", tmp_path / "results"
+    training = " ".join(map(str, QUICK[:-2]))
+    command = ["--data", mini_features[0], "--protocol", "artist", "--rounds", 1, "--runs", runs, "--results", results]
+    told = run_script("evaluate.py", *command, "--training", f"{training} --refit 1", cwd=tmp_path).stdout
+    assert "6 epochs; " in told
+    assert "1 more epochs on training and validation songs" in told
+    pool = read_rounds([runs / "artist_0"])
+    assert pool.validation == {}
+    assert {name: values["refit"] for name, values in pool.settings.items()} == dict.fromkeys(MEMBERS, 1)
+    assert run_script("evaluate.py", *command, "--training", training, check=False).stderr.count("other settings") == 1
+    check_settings([runs / "artist_0"], [*training.split(), "--refit", "1"])
+
+    assert train_fusion.main(["--data", str(data), "--models", str(models), "--rounds", str(runs / "artist_0")]) == 0
+    assert "songs of cross-validation rounds" in capsys.readouterr().out
+    assert train_fusion.load_fusion(models)[1]["fitted_on"]["songs"] > 0
