@@ -57,7 +57,7 @@ from genre_detector import FUSION, Analysis, GenreDetector
 from protocols import ROUNDS, WHAT, pooled, read_rounds, run_rounds
 
 Table = tuple[list[str], list[list[str]]]
-HELD_OUT = {"val": "validation songs", "test": "test songs"}
+SPLIT_WORDS = {"val": "validation songs", "test": "test songs"}
 
 
 # ---------------------------------------------------------------- predictions
@@ -92,7 +92,7 @@ def evaluate(detector: GenreDetector, catalogue: Catalogue, models: Path) -> tup
     names = [*MEMBERS, FUSION]
     scores: dict[str, dict[str, Any]] = {name: {} for name in names}
     rows = [["split", "track", "genre", "model", *catalogue.genres]]
-    for split in HELD_OUT:
+    for split in SPLIT_WORDS:
         if split in detector.knows:
             continue
         tracks, analyses = analyse_songs(detector, catalogue, split)
@@ -207,6 +207,7 @@ def protocol_caption(result: dict[str, Any]) -> str:
         f"{result['different_songs']} different test songs.{refit_words(result['refit'])} The fusion is "
         f"{100 * gain['difference']:+.1f} points from its best member, {result['best_member']} (bootstrap "
         f"over artists {low} to {high}, McNemar p {gain['mcnemar_p']:.2g}). Spread: standard deviation of the rounds."
+        + (" After a refit a round's fusion is the average, nothing is fitted." if any(result["refit"]) else "")
         + (" Pooled 95 % and p take answers about one song as independent." if repeated else "")
     )
 
@@ -221,7 +222,7 @@ def markdown(text: str, parts: Sequence[Table], note: str = "") -> str:
 
 
 COMPOSITE = (
-    "\\* `label_conditioned_composite`: each class's best validation check of the whole training put together, "
+    "\\* `label_conditioned_composite`: each class's best validation check of the whole schedule put together, "
     "as the published method reports; no classifier has this accuracy."
 )
 
@@ -260,7 +261,7 @@ def one_split(catalogue: Catalogue, models: Path, device: str, results: Path) ->
         title = f"{name}: {percent(test['song_accuracy'])} % of {test['songs']} test songs"
         draw_confusion(np.array(test["confusion"]), catalogue.genres, title, results / f"confusion_{name}.png")
     outputs: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for split, label in HELD_OUT.items():
+    for split, label in SPLIT_WORDS.items():
         chosen = [row for row in rows[1:] if row[0] == split and row[3] == FUSION]
         if not chosen:
             continue

@@ -206,7 +206,7 @@ class Trainer:
         self._clock = time.monotonic()
         epochs = range(self.state.epoch, self.settings.epochs + self.refit)
         for epoch in epochs if self.team.rank else progress(epochs, self.settings.name):
-            if epoch == self.settings.epochs:
+            if epoch == self.settings.epochs and self.state.held_out is None:
                 self.state.held_out = self.team.tell(self._held_out)
             record = self._train_epoch(epoch)
             left = self.settings.epochs - (epoch + 1)  # in the refit no song is left to check on
@@ -386,6 +386,8 @@ class Trainer:
         path = self.folder / "latest.safetensors"
         tensors, meta = load_checkpoint(path, "this script without --resume")
         expected = self._meta()
+        if (refit := meta.get("refit", 0)) not in (0, self.refit):
+            raise UserError(f"{path} was made with --refit {refit}: repeat that, or begin anew with --force")
         for key in ("settings", "strides", "seed", "split", "genres"):
             if meta.get(key) != expected[key]:
                 raise UserError(f"{path} was made with another {key}: repeat its options, or begin anew with --force")
@@ -403,8 +405,6 @@ class Trainer:
                 state.setdefault(int(index), {})[rest] = value
             saved = meta["progress"]
             self.state = Progress(**saved | {"classes": [ClassState(**values) for values in saved["classes"]]})
-            if self.state.held_out and meta["refit"] != self.refit:
-                raise UserError(f"{path} was made with another refit: go on with --refit {meta['refit']}")
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not of a run in progress ({error}): start without --resume") from None
         fill_network(self.network, parts["network"], path)
@@ -419,7 +419,7 @@ class Trainer:
         validation figure is the best of many. Test songs have no part in it.
         """
         tensors, epochs = self.average.state_dict(), self.state.epoch
-        if epochs <= self.settings.epochs:
+        if not self.settings.last:
             tensors, chosen = load_checkpoint(self.folder / "best.safetensors", "this script without --resume")
             epochs = chosen["progress"]["epoch"] + 1
         return {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}, epochs
@@ -481,6 +481,8 @@ def read_options(
             parser.error(f"{_flag(name)} must be at least {low}" + ("" if high == math.inf else f" and at most {high}"))
     if args.refit and not args.last:
         parser.error("--refit goes on from the schedule's end: leave --last at 1")
+    if args.refit and not args.final_rate:
+        parser.error("--refit goes on with the last learning rate: that of --final-rate 0 is none")
     return args, dataclasses.replace(settings, **{name: getattr(args, name) for name in options})
 
 
@@ -517,9 +519,8 @@ def training_command(
             raise UserError(f"{folder} can't be written to ({error}): make room, go on with --resume") from None
     if team.rank:
         return 0
-    when = ", before the refit" if args.refit else ""
     rows = [
-        (f"validation accuracy{when}, %", f"{100 * meta['validation_accuracy']:.1f}"),
+        ("validation accuracy, %", f"{100 * meta['validation_accuracy']:.1f}"),
         ("label_conditioned_composite, %", f"{100 * meta['label_conditioned_composite']:.1f}"),
         ("temperature", f"{meta['temperature']:.2f}"),
         ("released epoch", meta["released_epoch"]),
@@ -527,6 +528,8 @@ def training_command(
         ("seconds", f"{trainer.state.seconds:.0f}"),
     ]
     print(format_table((settings.name, ""), rows))
+    if args.refit:
+        print("Validation figures and temperature are from before the refit.")
     return 0
 
 

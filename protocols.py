@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from checkpoints import load_checkpoint
-from common import Catalogue, UserError, artist_key, complain, read_catalogue, read_json, write_catalogue
+from common import Catalogue, UserError, artist_key, complain, file_sha256, read_catalogue, read_json, write_catalogue
 from figures import bootstrap_difference, mcnemar, song_figures
 from predict import wilson_interval
 
@@ -145,6 +145,15 @@ def train(script: str, name: str, folder: Path, seed: int, options: Sequence[str
     run_script(script, folder, "--models", str(models), "--seed", str(seed), "--threads", "1", *resume, *options)
 
 
+def is_scored(folder: Path) -> bool:
+    """Whether a round's results are there and of the networks that are there."""
+    path = folder / "results" / "evaluation.json"
+    if not path.exists():
+        return False
+    sums = {name: values["sha256"] for name, values in read_json(path, "evaluate.py")["checkpoints"].items()}
+    return all(file_sha256(folder / "models" / name / "model.safetensors") == made for name, made in sums.items())
+
+
 def finish(folder: Path, seed: int, device: str) -> None:
     """Fuse a round's networks and score them on its test songs."""
     models = ["--models", str(folder / "models")]
@@ -186,7 +195,7 @@ def run_rounds(
         def end(number: int) -> None:
             for future in trained[number]:
                 future.result()
-            if not (folders[number] / "results" / "evaluation.json").exists():
+            if not is_scored(folders[number]):
                 finish(folders[number], number, device)
                 complain(f"{folders[number].name} is done")
 
@@ -224,10 +233,6 @@ class Pool:
     validation: dict[str, list[float]]  # model -> accuracy a round
     windows: dict[str, list[int]]  # model -> windows trained on a round
     settings: dict[str, dict[str, Any]]  # model -> its recipe, the same in every round
-
-    def lengths(self, of: str) -> list[int]:
-        """Numbers of ``epochs`` or of epochs of ``refit`` that occur."""
-        return sorted({values[of] for values in self.settings.values()})
 
 
 def read_rounds(folders: Sequence[Path]) -> Pool:
@@ -299,8 +304,7 @@ def pooled(pool: Pool, fusion: str) -> dict[str, Any]:
         "genres": pool.genres,
         "rare_genres": pool.rare,
         "windows_trained": pool.windows,
-        "epochs": pool.lengths("epochs"),
-        "refit": pool.lengths("refit"),
+        **{key: sorted({values[key] for values in pool.settings.values()}) for key in ("epochs", "refit")},
         "songs": len(pool.labels),
         "different_songs": len(np.unique(pool.tracks)),
         "models": models,

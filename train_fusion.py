@@ -253,7 +253,8 @@ def round_rows(
     from protocols import read_rounds
 
     pool = read_rounds(folders)
-    if pool.genres != catalogue.genres or pool.settings != members:
+    recipes = {name: {"refit": 0} | values for name, values in members.items()}
+    if pool.genres != catalogue.genres or pool.settings != recipes:
         raise UserError("the rounds have other genres or settings than the networks: train both alike")
     usable = {*catalogue.splits["train"], *catalogue.splits["val"]}
     use = np.array([track in usable for track in pool.tracks], dtype=bool)

@@ -195,7 +195,7 @@ def test_pooled_figures():
         outputs,
         {"a": [0.5, 0.7]},
         {"a": [9, 9]},
-        {"a": {"epochs": 4}},
+        {"a": {"epochs": 4, "refit": 2}},
     )
     result = pooled(pool, "fusion")
     models = result["models"]
@@ -209,4 +209,4 @@ def test_pooled_figures():
     assert (result["songs"], result["different_songs"], result["best_member"]) == (6, 3, "a")
     assert result["fusion_against_best"]["difference"] == pytest.approx(1 / 6)
     assert result["fusion_against_best"]["mcnemar_p"] == 1
-    assert result["epochs"] == [4]
+    assert (result["epochs"], result["refit"]) == ([4], [2])

@@ -28,7 +28,7 @@ import verify_model_features
 from checkpoints import load_checkpoint
 from genre_detector import GenreDetector
 from hyper_dynamic import Trainer
-from protocols import check_settings, read_rounds
+from protocols import check_settings, is_scored, read_rounds
 
 OPTIONS = "--epochs 4 --check-every 2 --width 0.05 --window 32 --share 1 --batch-size 8 --seed 3 --device cpu"
 OPTIONS += " --graduate-at 2 --struggle-below 0 --threads 1"  # no rule is at work: all windows in all epochs
@@ -37,7 +37,7 @@ MEASURED = ("temperature", "min_confidence", "validation_accuracy", "label_condi
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    return write_tiny_data(tmp_path_factory.mktemp("tiny") / "data", {"a": (6, 3, 1), "b": (6, 3, 1), "c": (6, 3, 1)})
+    return write_tiny_data(tmp_path_factory.mktemp("tiny") / "data", {"a": (6, 3, 1), "b": (6, 1, 1), "c": (9, 3, 1)})
 
 
 def train(data: Path, models: Path, *options: str) -> int:
@@ -68,7 +68,7 @@ def test_the_schedule_is_the_same_and_the_refit_trains_on_more_songs(without, re
     assert log(refitted)[:4] == log(without)
     windows = np.diff([0, *(record["windows"] for record in log(refitted))])
     assert len(windows) == 7
-    np.testing.assert_allclose(windows[4:] / windows[:4].mean(), 27 / 18, rtol=0.1)
+    np.testing.assert_allclose(windows[4:] / windows[:4].mean(), 28 / 21, rtol=0.1)
     assert not any("val_accuracy" in record for record in log(refitted)[4:])
     assert not equal(refitted, without)
 
@@ -89,7 +89,7 @@ def test_the_average_at_the_end_is_released(refitted):
 def test_a_finished_training_can_be_refitted(data, without, refitted, tmp_path, capsys):
     models = shutil.copytree(without, tmp_path / "models")
     assert train(data, models, "--resume", "--refit", "3") == 0
-    assert "18 training songs (27 in the refit)" in capsys.readouterr().out
+    assert "21 training songs (28 in the refit)" in capsys.readouterr().out
     assert equal(models, refitted)
     assert log(models) == log(refitted)
 
@@ -109,7 +109,7 @@ def test_a_refit_that_was_stopped_goes_on(data, refitted, tmp_path, monkeypatch,
     capsys.readouterr()
     for other in ([], ["--refit", "2"]):
         assert train(data, tmp_path, "--resume", *other) == 1
-        assert "go on with --refit 3" in one_line(capsys)
+        assert "was made with --refit 3" in one_line(capsys)
     assert train(data, tmp_path, "--refit", "3") == 1
     assert "go on with --resume" in one_line(capsys)
     assert train(data, tmp_path, "--resume", "--refit", "3") == 0
@@ -118,11 +118,27 @@ def test_a_refit_that_was_stopped_goes_on(data, refitted, tmp_path, monkeypatch,
     assert {key: meta(tmp_path)[key] for key in MEASURED} == {key: meta(refitted)[key] for key in MEASURED}
 
 
-def test_the_best_check_is_not_where_a_refit_can_begin(capsys):
+@pytest.mark.parametrize("option", ["--last", "--final-rate"])
+def test_what_a_refit_can_not_go_on_from_is_bad_usage(capsys, option):
     with pytest.raises(SystemExit) as caught:
-        train_ecas_cnn.main(["--last", "0", "--refit", "1"])
+        train_ecas_cnn.main([option, "0", "--refit", "1"])
     assert caught.value.code == 2
-    assert "--refit goes on from the schedule's end" in capsys.readouterr().err
+    assert "--refit goes on" in capsys.readouterr().err
+
+
+def test_a_refit_that_was_asked_for_is_not_forgotten(data, tmp_path, monkeypatch, capsys):
+    honest = Trainer._train_epoch
+
+    def stopped(trainer: Trainer, epoch: int) -> dict[str, Any]:
+        trainer.stop(signal.SIGTERM)
+        return honest(trainer, epoch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_epoch", stopped)
+        assert train(data, tmp_path, "--refit", "3") == 128 + signal.SIGTERM
+    capsys.readouterr()
+    assert train(data, tmp_path, "--resume") == 1
+    assert "was made with --refit 3" in one_line(capsys)
 
 
 # ---------------------------------------------------------------- after the training
@@ -141,15 +157,24 @@ def used(pipeline, tmp_path_factory) -> tuple[Path, Path]:
     return data, models
 
 
-def test_no_row_of_a_song_that_was_trained_on_counts_as_held_out(used, capsys):
+def test_one_network_that_knows_a_song_is_enough(pipeline, used, tmp_path):
+    data, models = copy_data(pipeline, tmp_path, features=True), shutil.copytree(pipeline.models, tmp_path / "models")
+    shutil.copy(used[1] / "ecas_cnn" / "model.safetensors", models / "ecas_cnn")
+    assert extract_model_features.main(["--data", str(data), "--models", str(models), "--splits", "val"]) == 0
+    provenance = json.loads((data / "fusion_features" / "provenance.json").read_text())
+    assert provenance["held_out"]["val"] is False
+
+
+def test_no_row_of_a_song_that_was_trained_on_counts_as_held_out(used, monkeypatch, capsys):
     data, _ = used
+    monkeypatch.setattr(verify_model_features, "FEWEST", 1)
     provenance = json.loads((data / "fusion_features" / "provenance.json").read_text())
     assert provenance["held_out"] == {"train": False, "val": False, "test": True}
     assert verify_model_features.main(["--data", str(data)]) == 0
     assert "no held-out validation songs" in capsys.readouterr().out
 
 
-def test_nothing_is_fitted_on_songs_that_were_trained_on(used, capsys):
+def test_nothing_is_fitted_on_songs_that_were_trained_on(used, run_script, capsys):
     data, models = used
     where = ["--data", str(data), "--models", str(models)]
     assert train_fusion.main(where) == 0
@@ -167,6 +192,9 @@ def test_nothing_is_fitted_on_songs_that_were_trained_on(used, capsys):
     with (results / "predictions.csv").open(newline="") as stream:
         assert {row["split"] for row in csv.DictReader(stream)} == {"test"}
     assert GenreDetector(models=models).knows == {"train", "val"}
+    robustness = run_script("benchmarks/robustness.py", *where, "--results", results, check=False)
+    assert robustness.returncode == 1
+    assert "know the validation songs" in robustness.stderr
 
 
 def test_rounds_of_refitted_networks_calibrate_their_fusion(mini_features, used, run_script, tmp_path, capsys):
@@ -182,6 +210,10 @@ def test_rounds_of_refitted_networks_calibrate_their_fusion(mini_features, used,
     assert {name: values["refit"] for name, values in pool.settings.items()} == dict.fromkeys(MEMBERS, 1)
     assert run_script("evaluate.py", *command, "--training", training, check=False).stderr.count("other settings") == 1
     check_settings([runs / "artist_0"], [*training.split(), "--refit", "1"])
+    assert is_scored(runs / "artist_0")
+    another = runs / "artist_0" / "models" / "ecas_cnn" / "model.safetensors"
+    another.write_bytes(b"another")
+    assert not is_scored(runs / "artist_0")
 
     assert train_fusion.main(["--data", str(data), "--models", str(models), "--rounds", str(runs / "artist_0")]) == 0
     assert "songs of cross-validation rounds" in capsys.readouterr().out

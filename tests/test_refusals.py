@@ -84,14 +84,6 @@ def test_documents_are_looked_at_before_the_work(pipeline, tmp_path, capsys):
 # ---------------------------------------------------------------- files of the fusion
 
 
-def test_in_sample_validation_rows_are_refused(pipeline, tmp_path, capsys):
-    data = copy_data(pipeline, tmp_path)
-    path = data / "fusion_features" / "provenance.json"
-    path.write_text(path.read_text().replace('"val": true', '"val": false'))
-    assert train_fusion.main(["--data", str(data), "--models", str(tmp_path)]) == 1
-    assert "in-sample" in one_line(capsys)
-
-
 def nan(folder: Path) -> None:
     array = np.load(folder / "val_features.npy")
     array[3, 5] = np.nan
