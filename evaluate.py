@@ -5,7 +5,7 @@ The validation figure stands beside the test figure: those songs steered the tra
 thresholds and the fusion too, unless that was fitted on other held-out songs. Networks with a --refit were trained on
 them, so there is none.
 ``label_conditioned_composite`` is what the published method reports as accuracy: each class's best check of the
-whole training, put together. No classifier has that accuracy.
+whole schedule, put together. No classifier has that accuracy.
 
 With --protocol the whole pipeline is trained and scored over several splits of the prepared songs, and the test
 songs of all rounds are pooled: five seeds of ``random``, five folds of ``artist``, three training seeds of the

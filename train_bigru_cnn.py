@@ -5,7 +5,7 @@ goes with it into the fusion, so that the 256 places there hold two things and n
 
 Reads   data/metadata.json, data/processed/*_files.txt, data/processed/melspectrogram_normalized/
 Writes  models/cnn_bigru/model.safetensors   the frozen network: averaged weights in half precision, calibrated
-        models/cnn_bigru/best.safetensors    those averaged weights in single precision
+        models/cnn_bigru/best.safetensors    those averaged weights before a --refit, in single precision
         models/cnn_bigru/latest.safetensors  everything that --resume needs
         models/cnn_bigru/log.jsonl           a line an epoch
 Next    extract_model_features.py

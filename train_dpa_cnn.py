@@ -2,7 +2,7 @@
 
 Reads   data/metadata.json, data/processed/*_files.txt, data/processed/melspectrogram_normalized/
 Writes  models/dpa_cnn/model.safetensors   the frozen network: averaged weights in half precision, calibrated
-        models/dpa_cnn/best.safetensors    those averaged weights in single precision
+        models/dpa_cnn/best.safetensors    those averaged weights before a --refit, in single precision
         models/dpa_cnn/latest.safetensors  everything that --resume needs
         models/dpa_cnn/log.jsonl           a line an epoch
 Next    train_ecas_cnn.py, train_bigru_cnn.py, then extract_model_features.py

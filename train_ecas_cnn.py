@@ -2,7 +2,7 @@
 
 Reads   data/metadata.json, data/processed/*_files.txt, data/processed/mfcc/
 Writes  models/ecas_cnn/model.safetensors   the frozen network: averaged weights in half precision, calibrated
-        models/ecas_cnn/best.safetensors    those averaged weights in single precision
+        models/ecas_cnn/best.safetensors    those averaged weights before a --refit, in single precision
         models/ecas_cnn/latest.safetensors  everything that --resume needs
         models/ecas_cnn/log.jsonl           a line an epoch
 Next    train_bigru_cnn.py, then extract_model_features.py

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import QUICK
 from test_pipeline import MEMBERS, copy_data
-from test_resume import equal, log, one_line
+from test_resume import equal, log, one_line, stopped_in
 from tiny_data import write_tiny_data
 
 import create_cleaned_features
@@ -27,7 +27,6 @@ import train_fusion
 import verify_model_features
 from checkpoints import load_checkpoint
 from genre_detector import GenreDetector
-from hyper_dynamic import Trainer
 from protocols import check_settings, is_scored, read_rounds
 
 OPTIONS = "--epochs 4 --check-every 2 --width 0.05 --window 32 --share 1 --batch-size 8 --seed 3 --device cpu"
@@ -94,17 +93,9 @@ def test_a_finished_training_can_be_refitted(data, without, refitted, tmp_path, 
     assert log(models) == log(refitted)
 
 
-@pytest.mark.parametrize("last", [4, 5])  # in the refit's first epoch, before any checkpoint of it, and later
+@pytest.mark.parametrize("last", [0, 4, 5])  # long before the refit, in its first epoch, later
 def test_a_refit_that_was_stopped_goes_on(data, refitted, tmp_path, monkeypatch, capsys, last):
-    honest = Trainer._train_epoch
-
-    def stopped(trainer: Trainer, epoch: int) -> dict[str, Any]:
-        if epoch == last:
-            trainer.stop(signal.SIGTERM)
-        return honest(trainer, epoch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_epoch", stopped)
+    with stopped_in(last, monkeypatch):
         assert train(data, tmp_path, "--refit", "3") == 128 + signal.SIGTERM
     capsys.readouterr()
     for other in ([], ["--refit", "2"]):
@@ -124,21 +115,6 @@ def test_what_a_refit_can_not_go_on_from_is_bad_usage(capsys, option):
         train_ecas_cnn.main([option, "0", "--refit", "1"])
     assert caught.value.code == 2
     assert "--refit goes on" in capsys.readouterr().err
-
-
-def test_a_refit_that_was_asked_for_is_not_forgotten(data, tmp_path, monkeypatch, capsys):
-    honest = Trainer._train_epoch
-
-    def stopped(trainer: Trainer, epoch: int) -> dict[str, Any]:
-        trainer.stop(signal.SIGTERM)
-        return honest(trainer, epoch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_epoch", stopped)
-        assert train(data, tmp_path, "--refit", "3") == 128 + signal.SIGTERM
-    capsys.readouterr()
-    assert train(data, tmp_path, "--resume") == 1
-    assert "was made with --refit 3" in one_line(capsys)
 
 
 # ---------------------------------------------------------------- after the training

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,21 @@ def run_until(words: list[str], models: Path, epochs: int, number: int) -> tuple
     return run.returncode, errors.splitlines()
 
 
+@contextmanager
+def stopped_in(last: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A training in this process hears SIGTERM as an epoch begins, and ends after its first step."""
+    honest = Trainer._train_epoch
+
+    def stopped(trainer: Trainer, epoch: int) -> dict[str, Any]:
+        if epoch == last:
+            trainer.stop(signal.SIGTERM)
+        return honest(trainer, epoch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_epoch", stopped)
+        yield
+
+
 def test_killed_and_resumed_equals_uninterrupted(repo, data, whole, tmp_path):
     words = command(repo, data, tmp_path)
     path = tmp_path / NAME / "log.jsonl"
@@ -129,15 +146,8 @@ def test_stopped_within_an_epoch_and_resumed_as_told_equals_uninterrupted(repo, 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limits on files")
 def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(data, tmp_path, monkeypatch, capsys):
-    words, honest = arguments(data, tmp_path, "--seed", 7), Trainer._train_epoch
-
-    def stopped(trainer: Trainer, epoch: int) -> dict[str, Any]:
-        if epoch == 1:
-            trainer.stop(signal.SIGTERM)
-        return honest(trainer, epoch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_epoch", stopped)
+    words = arguments(data, tmp_path, "--seed", 7)
+    with stopped_in(1, monkeypatch):
         assert train_ecas_cnn.main(words) == 128 + signal.SIGTERM
     kept = tmp_path / NAME / "latest.safetensors"
     before = kept.read_bytes()
