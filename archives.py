@@ -89,7 +89,7 @@ def extract_songs(archive: Path, target: Path, limits: Limits | None) -> None:
     if target.exists():
         if not (target / MARKER).exists():
             raise UserError(f"{target} is there already: leave out --source to use it, or delete it to extract anew")
-        if read_json(target / MARKER, "prepare_gtzan_data.py").get("sha256") != digest:
+        if read_json(target / MARKER, "prepare_gtzan_data.py", "sha256")["sha256"] != digest:
             raise UserError(f"{target} holds the songs of another archive: delete it, then run this again")
         return
     partial = target.with_name(f".{target.name}.part")

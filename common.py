@@ -356,10 +356,16 @@ def write_array(path: Path, array: np.ndarray) -> None:
         np.save(stream, array, allow_pickle=False)
 
 
-def read_json(path: Path, made_by: str) -> Any:
-    """The JSON value in ``path``. Raises UserError, naming the script that makes it, if absent or broken."""
+def read_json(path: Path, made_by: str, *keys: str) -> Any:
+    """The JSON value in ``path``, an object if it must have ``keys``.
+
+    Raises UserError, naming the script that makes it, if absent, broken or without a key.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if keys and not (isinstance(value, dict) and value.keys() >= {*keys}):
+            raise ValueError(f"no object with {', '.join(keys)}")
+        return value
     except FileNotFoundError:
         raise UserError(f"{path} is not there: run {made_by} first") from None
     except (OSError, ValueError, RecursionError) as error:

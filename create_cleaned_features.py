@@ -38,7 +38,7 @@ def _run(args: argparse.Namespace) -> int:
 
     maker = "extract_model_features.py"
     folder = args.data / "fusion_features"
-    sizes = read_json(folder / "provenance.json", maker)["sizes"]
+    sizes = read_json(folder / "provenance.json", maker, "sizes")["sizes"]
     here = [split for split in SPLITS if (folder / f"{split}_features.npy").exists()]
     features = {split: read_array(folder / f"{split}_features.npy", maker) for split in here or SPLITS}
     learned = [features[split] for split in ("train", "val") if split in features]

@@ -215,12 +215,11 @@ def load_features(catalogue: Catalogue, kind: str, tracks: Iterable[str]) -> lis
 
 def read_index(path: Path) -> dict[str, str]:
     """Which song's content (SHA-256) each track's features were made of. Raises UserError if that can't be said."""
-    index = read_json(path, "extract_features.py --force")
-    settings, songs = (index.get(key) for key in ("settings", "songs")) if isinstance(index, dict) else (None, None)
-    check_feature_settings(settings, path, "run extract_features.py --force to make all anew")
-    if not isinstance(songs, dict):
+    index = read_json(path, "extract_features.py --force", "settings", "songs")
+    check_feature_settings(index["settings"], path, "run extract_features.py --force to make all anew")
+    if not isinstance(index["songs"], dict):
         raise UserError(f"{path} lists no songs: run extract_features.py --force to make all anew")
-    return songs
+    return index["songs"]
 
 
 def _extract(track: str, audio: Path, targets: dict[str, Path]) -> tuple[str, str | None]:

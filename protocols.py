@@ -125,7 +125,7 @@ def check_settings(folders: Sequence[Path], options: Sequence[str]) -> None:
     ``options`` differ from their defaults; a mistake in them is bad usage.
     """
     from extract_model_features import MEMBERS, recipe
-    from hyper_dynamic import read_options
+    from training_command import read_options
 
     for name, script in MEMBERS.items():
         args, settings = read_options(options, None, importlib.import_module(script).SETTINGS)
@@ -150,8 +150,11 @@ def is_scored(folder: Path) -> bool:
     path = folder / "results" / "evaluation.json"
     if not path.exists():
         return False
-    sums = {name: values["sha256"] for name, values in read_json(path, "evaluate.py")["checkpoints"].items()}
-    return all(file_sha256(folder / "models" / name / "model.safetensors") == made for name, made in sums.items())
+    scored = read_json(path, "evaluate.py", "checkpoints")["checkpoints"]
+    return all(
+        file_sha256(folder / "models" / name / "model.safetensors") == values["sha256"]
+        for name, values in scored.items()
+    )
 
 
 def finish(folder: Path, seed: int, device: str) -> None:
@@ -181,9 +184,8 @@ def run_rounds(
     """
     from extract_model_features import MEMBERS
 
-    repeats = [
-        pair["tracks"] for pair in read_json(catalogue.data / "metadata.json", "prepare_gtzan_data.py")["repeats"]
-    ]
+    listed = read_json(catalogue.data / "metadata.json", "prepare_gtzan_data.py", "repeats")["repeats"]
+    repeats = [pair["tracks"] for pair in listed]
     folders = [runs / f"{protocol}_{number}" for number in range(rounds)]
     check_settings(folders, options)
     for number, folder in enumerate(folders):

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 
 from common import command
 from extract_features import N_MELS
-from hyper_dynamic import training_command
 from rules import Settings
+from training_command import training_command
 
 SETTINGS = Settings(name="cnn_bigru", features="melspectrogram")
 

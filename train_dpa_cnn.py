@@ -17,8 +17,8 @@ import sys
 from collections.abc import Sequence
 
 from common import command
-from hyper_dynamic import training_command
 from rules import Settings
+from training_command import training_command
 
 SETTINGS = Settings(name="dpa_cnn", features="melspectrogram")
 

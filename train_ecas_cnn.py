@@ -19,8 +19,8 @@ from collections.abc import Sequence
 
 from common import command
 from extract_features import N_MFCC
-from hyper_dynamic import training_command
 from rules import Settings
+from training_command import training_command
 
 SETTINGS = Settings(name="ecas_cnn", features="mfcc")
 

@@ -269,7 +269,7 @@ def round_rows(
 def _run(args: argparse.Namespace) -> int:
     maker = "extract_model_features.py"
     folder = args.data / "fusion_features"
-    provenance = read_json(folder / "provenance.json", maker)
+    provenance = read_json(folder / "provenance.json", maker, "split", "members", "settings", "held_out")
     catalogue = read_catalogue(args.data)
     if provenance["split"] != catalogue.split:
         raise UserError(f"the features are of another split than the one in {args.data}: run {maker} again")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from test_pipeline import copy_data, edit_metadata, one_line
 
+import create_cleaned_features
 import evaluate
 import extract_features
 import extract_model_features
@@ -55,6 +56,20 @@ def test_features_of_another_song_are_refused(pipeline, tmp_path, capsys):
     path.write_text(json.dumps(index))
     assert extract_model_features.main(["--data", str(data), "--models", str(pipeline.models)]) == 1
     assert "run extract_features.py again" in one_line(capsys)
+
+
+@pytest.mark.parametrize("script", [create_cleaned_features, verify_model_features, train_fusion])
+@pytest.mark.parametrize("text", ["{}", "[]", "7", "{"])
+def test_a_damaged_provenance_is_refused(pipeline, tmp_path, capsys, script, text):
+    data = copy_data(pipeline, tmp_path)
+    path = data / "fusion_features" / "provenance.json"
+    assert path.exists()
+    path.write_text(text)
+    models = [] if script is not train_fusion else ["--models", str(pipeline.models)]
+    assert script.main(["--data", str(data), *models]) == 1
+    line = one_line(capsys)
+    assert "provenance.json" in line
+    assert "run extract_model_features.py again" in line
 
 
 # ---------------------------------------------------------------- splits
