@@ -30,6 +30,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,12 @@ def percent(part: float | None) -> str:
     return "-" if part is None else f"{100 * part:.1f}"
 
 
+def without_empty(header: list[str], rows: list[list[str]]) -> Table:
+    """A table without the columns that no row has a figure in: no song is left to validate refitted networks on."""
+    kept = [any(row[column] != "-" for row in rows) for column in range(len(header))]
+    return list(compress(header, kept)), [list(compress(row, kept)) for row in rows]
+
+
 def tables(result: dict[str, Any]) -> list[Table]:
     """Header and rows of the results table and of the recall table of one split."""
     rare = result["rare_genres"]
@@ -150,7 +157,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
         parts = [test["window_accuracy"], test["macro_f1"], test["expected_calibration_error"]]
         parts += [scores.get("val", {}).get("song_accuracy"), scores.get("label_conditioned_composite")]
         rows.append([*row, *map(percent, parts)])
-    return [(header, rows), recall_table(result, {name: s["test"] for name, s in result["models"].items()})]
+    figures = {name: scores["test"] for name, scores in result["models"].items()}
+    return [without_empty(header, rows), recall_table(result, figures)]
 
 
 def recall_table(result: dict[str, Any], figures: dict[str, dict[str, Any]], counted: str = "test songs") -> Table:
@@ -175,7 +183,7 @@ def protocol_tables(result: dict[str, Any]) -> list[Table]:
         row += [percent(scores.get(key)) for key in ("macro_f1", "expected_calibration_error", "validation")]
         rows.append([*row, " ".join(percent(part) for part in scores["by_round"])])
     members = {name: scores for name, scores in result["models"].items() if "recall" in scores and name != "average"}
-    return [(header, rows), recall_table(result, members, "answers")]
+    return [without_empty(header, rows), recall_table(result, members, "answers")]
 
 
 def either(numbers: Sequence[int]) -> str:

@@ -1,6 +1,6 @@
-"""What ``test_distributed.py`` has each process do: train two small networks and leave what this rank ends with.
+"""What each process of ``test_distributed.py`` does: train and refit two small networks, leave what it ends with.
 
-``team_work.py DATA OUT`` writes OUT/<network>.<rank>.safetensors (weights and their averages) and .json (the classes).
+``team_work.py DATA OUT`` writes OUT/<network>.<rank>.safetensors (weights and their averages) and .json (its progress).
 """
 
 from __future__ import annotations
@@ -50,15 +50,14 @@ def main(data: Path, out: Path) -> None:
     ]
     with team_on(torch.device("cpu")) as team:
         for settings, build, augmentation in runs:
-            trainer = Trainer(settings, build, catalogue, out / settings.name, 7, "cpu", augmentation, team)
+            trainer = Trainer(settings, build, catalogue, out / settings.name, 7, "cpu", augmentation, team, refit=1)
             team.tell(trainer.folder.mkdir, 0o777, True)
             trainer.run(resume=False)
             tensors = {f"network.{name}": value for name, value in trainer.network.state_dict().items()}
             tensors |= {f"means.{number}": value for number, value in enumerate(trainer._means)}
             name = f"{settings.name}.{team.rank}"
             save_file({key: value.clone().contiguous() for key, value in tensors.items()}, out / f"{name}.safetensors")
-            state = [[asdict(c) for c in trainer.state.classes], trainer.state.best_accuracies, trainer.state.windows]
-            (out / f"{name}.json").write_text(json.dumps(state))
+            (out / f"{name}.json").write_text(json.dumps(asdict(trainer.state) | {"seconds": 0}))
 
 
 if __name__ == "__main__":

@@ -199,6 +199,7 @@ def test_evaluation_figures_follow_from_the_predictions(pipeline, catalogue, eva
     output = pipeline.runs["evaluate.py"].stdout
     fusion = evaluation["models"]["fusion"]
     assert f"{100 * fusion['test']['song_accuracy']:.1f}" in next(x for x in output.splitlines() if x[:6] == "fusion")
+    assert "validation, %" in output
     assert "without" not in output  # all genres are rare here
 
 

@@ -161,7 +161,10 @@ def test_nothing_is_fitted_on_songs_that_were_trained_on(used, run_script, capsy
 
     results = models.parent / "results"
     assert evaluate.main([*where, "--results", str(results)]) == 0
-    assert "1 more epochs on training and validation songs" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "1 more epochs on training and validation songs" in told
+    assert "macro-F1, %" in told
+    assert "validation, %" not in told
     for scores in json.loads((results / "evaluation.json").read_text())["models"].values():
         assert "test" in scores
         assert "val" not in scores
