@@ -119,7 +119,7 @@ def mixup(windows: torch.Tensor, alpha: float) -> tuple[torch.Tensor, torch.Tens
     Returns the blend, the partner's index int64 (windows,) and the share of the first.
     """
     partner = torch.randperm(len(windows), device=windows.device)
-    if alpha == 0:
+    if alpha < 1e-3:  # hardly anything is blended then, and sampling breaks down
         return windows, partner, 1.0
     share = float(torch.distributions.Beta(alpha, alpha).sample())
     return windows.lerp(windows[partner], 1 - share), partner, share

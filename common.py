@@ -31,6 +31,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 SPLITS = ("train", "val", "test")
 CATALOGUE_FORMAT = 1
+MAX_THREADS = 1024
 
 
 # ---------------------------------------------------------------- command line
@@ -45,7 +46,10 @@ class WriteError(UserError):
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Docstrings keep their line breaks and every option shows its default."""
+    """Docstrings keep their line breaks and every option that has a default shows it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, "", []) else super()._get_help_string(action)
 
 
 def fraction(text: str) -> float:
@@ -77,6 +81,14 @@ def seed_number(text: str) -> int:
     return value
 
 
+def thread_count(text: str) -> int:
+    """An argparse type: a number of threads that libraries take."""
+    value = positive_int(text)
+    if value > MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"{text} is more than {MAX_THREADS}")
+    return value
+
+
 _SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--data": {"type": Path, "default": Path("data"), "metavar": "DIR", "help": "folder of songs, splits and features"},
     "--models": {"type": Path, "default": Path("models"), "metavar": "DIR", "help": "folder of checkpoints"},
@@ -86,7 +98,7 @@ _SHARED_OPTIONS: dict[str, dict[str, Any]] = {
         "default": "auto",
         "help": "where networks run; auto takes MPS, then CUDA, then CPU",
     },
-    "--threads": {"type": positive_int, "default": os.cpu_count() or 1, "metavar": "N", "help": "CPU threads"},
+    "--threads": {"type": thread_count, "default": os.cpu_count() or 1, "metavar": "N", "help": "CPU threads"},
     "--json": {"action": "store_true", "help": "print the result as JSON on standard output, and nothing else there"},
 }
 

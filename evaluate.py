@@ -42,7 +42,6 @@ from common import (
     argument_parser,
     command,
     complain,
-    file_sha256,
     format_table,
     library_versions,
     locked,
@@ -85,12 +84,11 @@ def score(analyses: Sequence[Analysis], labels: np.ndarray, genres: list[str], m
     return figures | {"window_accuracy": float(np.mean(windows))}
 
 
-def evaluate(detector: GenreDetector, catalogue: Catalogue, models: Path) -> tuple[dict[str, Any], list[list[str]]]:
+def evaluate(detector: GenreDetector, catalogue: Catalogue) -> tuple[dict[str, Any], list[list[str]]]:
     """All figures, and a row of predictions for each held-out validation and test song and model."""
-    from checkpoints import load_checkpoint
-    from extract_model_features import MEMBERS, recipe
+    from extract_model_features import recipe
 
-    names = [*MEMBERS, FUSION]
+    names = [*(member.name for member in detector.members), FUSION]
     scores: dict[str, dict[str, Any]] = {name: {} for name in names}
     rows = [["split", "track", "genre", "model", *catalogue.genres]]
     for split in SPLIT_WORDS:
@@ -105,12 +103,11 @@ def evaluate(detector: GenreDetector, catalogue: Catalogue, models: Path) -> tup
                 for track, a in zip(tracks, analyses, strict=True)
             ]
     checkpoints = {}
-    for name in MEMBERS:
-        path = models / name / "model.safetensors"
-        meta = load_checkpoint(path, f"{MEMBERS[name]}.py")[1]
-        scores[name]["label_conditioned_composite"] = meta["label_conditioned_composite"]
-        checkpoints[name] = {
-            "sha256": file_sha256(path),
+    for member in detector.members:
+        meta = member.meta
+        scores[member.name]["label_conditioned_composite"] = meta["label_conditioned_composite"]
+        checkpoints[member.name] = {
+            "sha256": member.sha256,
             "seed": meta["seed"],
             "windows": meta["progress"]["windows"],
             "settings": meta["settings"],
@@ -172,12 +169,13 @@ def recall_table(result: dict[str, Any], figures: dict[str, dict[str, Any]], cou
 def protocol_tables(result: dict[str, Any]) -> list[Table]:
     """The same of the pooled rounds of a protocol."""
     rare = result["rare_genres"]
-    header = ["model", "mean, %", "spread", "pooled 95 %", *([f"without {' and '.join(rare)}, %"] if rare else [])]
+    header = ["model", "mean, %", "spread", "pooled 95 %", "over artists 95 %"]
+    header += [f"without {' and '.join(rare)}, %"] if rare else []
     header += ["macro-F1, %", "calibration error, %", "validation, %", "rounds, %"]
     rows = []
     for name, scores in result["models"].items():
         row = [name, percent(scores["mean"]), percent(scores["spread"])]
-        row.append("-".join(percent(end) for end in scores["wilson_95"]))
+        row += ["-".join(map(percent, scores[key])) for key in ("wilson_95", "artists_95")]
         if rare:
             row.append(percent(scores["without_rare"]))
         row += [percent(scores.get(key)) for key in ("macro_f1", "expected_calibration_error", "validation")]
@@ -208,15 +206,14 @@ def caption(result: dict[str, Any]) -> str:
 def protocol_caption(result: dict[str, Any]) -> str:
     gain, rounds = result["fusion_against_best"], result["rounds"]
     low, high = (f"{100 * end:+.1f}" for end in gain["bootstrap_95"])
-    repeated = result["songs"] > result["different_songs"]
     return (
         f"Protocol {result['protocol']}: {rounds} of {ROUNDS[result['protocol']]} {WHAT[result['protocol']]}; "
         f"{either(result['epochs'])} epochs; {result['songs']} answers about "
         f"{result['different_songs']} different test songs.{refit_words(result['refit'])} The fusion is "
         f"{100 * gain['difference']:+.1f} points from its best member, {result['best_member']} (bootstrap "
-        f"over artists {low} to {high}, McNemar p {gain['mcnemar_p']:.2g}). Spread: standard deviation of the rounds."
+        f"over artists {low} to {high}, McNemar p {gain['mcnemar_p']:.2g}). Spread: standard deviation of the rounds. "
+        "Pooled 95 % and p take answers as independent, which those about songs of one artist are not."
         + (" After a refit a round's fusion is the average, nothing is fitted." if any(result["refit"]) else "")
-        + (" Pooled 95 % and p take answers about one song as independent." if repeated else "")
     )
 
 
@@ -258,7 +255,7 @@ def one_split(catalogue: Catalogue, models: Path, device: str, results: Path) ->
             f"the networks were trained on split {detector.meta['split']['name']!r}, seed "
             f"{detector.meta['split']['seed']}, not on the one in {catalogue.data}: they may have seen its test songs"
         )
-    result, rows = evaluate(detector, catalogue, models)
+    result, rows = evaluate(detector, catalogue)
     with (
         whole_file(results / "predictions.csv") as temporary,
         temporary.open("w", newline="", encoding="utf-8") as stream,
@@ -297,14 +294,21 @@ def protocol(name: str, folders: Sequence[Path], results: Path) -> dict[str, Any
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__, "--data", "--models", "--device", "--threads", "--json")
     add = parser.add_argument
+    of_protocol = parser.add_argument_group("options of --protocol").add_argument
     add("--results", type=Path, default=Path("results"), metavar="DIR", help="folder of the results")
     add("--update", type=Path, nargs="*", default=[], metavar="FILE", help="documents to put the tables in")
     add("--protocol", choices=list(ROUNDS), help="train and score the pipeline over several splits")
-    add("--rounds", type=positive_int, metavar="N", help="with --protocol: only the first N of its rounds")
-    add("--split-lists", type=Path, metavar="DIR", help="folder of {train,valid,test}_filtered.txt, for fault_filtered")
-    add("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of the rounds of protocols")
-    add("--jobs", type=positive_int, default=2, metavar="N", help="trainings of a protocol at once, one thread each")
-    add("--training", default="", metavar="OPTIONS", help="options for the training scripts, such as '--epochs 12'")
+    of_protocol("--rounds", type=positive_int, metavar="N", help="only the first N rounds of the protocol")
+    of_protocol(
+        "--split-lists", type=Path, metavar="DIR", help="folder of {train,valid,test}_filtered.txt, for fault_filtered"
+    )
+    of_protocol("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of the rounds of protocols")
+    of_protocol(
+        "--jobs", type=positive_int, default=2, metavar="N", help="trainings of a protocol at once, one thread each"
+    )
+    of_protocol(
+        "--training", default="", metavar="OPTIONS", help="options for the training scripts, such as '--epochs 12'"
+    )
     args = parser.parse_args(argv)
     try:
         options = shlex.split(args.training)
@@ -312,6 +316,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--training {args.training}: {error}")
     if args.protocol == "fault_filtered" and not args.split_lists:
         parser.error("--protocol fault_filtered needs --split-lists")
+    for name in ("models", "threads") if args.protocol else ("rounds", "split_lists", "runs", "jobs", "training"):
+        if getattr(args, name) != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')} goes {'without' if args.protocol else 'with'} --protocol")
     mark = f"evaluate.py --protocol {args.protocol}" if args.protocol else "evaluate.py"
     for document in args.update:
         with_tables(document, "", mark)  # a mistake here is told before minutes of work

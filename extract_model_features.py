@@ -48,6 +48,7 @@ from common import (
 from extract_features import FOLDERS, load_features
 from hyper_dynamic import keep_freed_memory, pick_device
 from predict import calibrated, network_outputs
+from rules import MAX_WINDOW
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
 # The fusion's members, in the order of their features, and the script that trains each. A fourth network is one
 # more script with SETTINGS and NETWORK, and one line here.
 MEMBERS = {"cnn_bigru": "train_bigru_cnn", "dpa_cnn": "train_dpa_cnn", "ecas_cnn": "train_ecas_cnn"}
-MAX_WINDOW = 10_000  # frames, four minutes: what a checkpoint may ask for
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Member:
     name: str
     network: nn.Module
     meta: dict[str, Any]
+    sha256: str  # of the checkpoint
 
     @property
     def genres(self) -> list[str]:
@@ -132,6 +133,7 @@ def load_members(models: Path, names: Iterable[str] = MEMBERS, device: str = "au
     for name in names:
         path = models / name / "model.safetensors"
         tensors, meta = load_checkpoint(path, f"{MEMBERS[name]}.py")
+        sha256 = file_sha256(path)  # now: a training may end while the network is in use
         build = importlib.import_module(MEMBERS[name]).NETWORK
         try:
             if problem := _unusable(meta):
@@ -141,7 +143,7 @@ def load_members(models: Path, names: Iterable[str] = MEMBERS, device: str = "au
             network = build(len(meta["genres"]), meta["settings"]["width"])
             if meta["strides"] != strides(network):
                 raise ValueError("architecture: its strides are others")
-            members.append(Member(name, network, meta))
+            members.append(Member(name, network, meta, sha256))
             key = [meta["genres"], meta["settings"]["window"], meta["settings"]["overlap"], meta["split"]]
         except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise UserError(f"{path} lacks a usable {error}: train it again with {MEMBERS[name]}.py") from None
@@ -218,7 +220,7 @@ def _run(args: argparse.Namespace) -> int:
         {
             "genres": catalogue.genres,
             "split": catalogue.split,
-            "members": {m.name: file_sha256(args.models / m.name / "model.safetensors") for m in members},
+            "members": {member.name: member.sha256 for member in members},
             "settings": {m.name: recipe(m.meta) for m in members},
             "sizes": {m.name: m.feature_size for m in members},
             "held_out": held_out,
@@ -232,7 +234,13 @@ def _run(args: argparse.Namespace) -> int:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__, "--data", "--models", "--device", "--threads")
-    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="only these; the fusion needs val")
+    parser.add_argument(
+        "--splits",
+        nargs="+",
+        choices=SPLITS,
+        default=SPLITS,
+        help="only these; the fusion needs val, verify_model_features.py all three",
+    )
     args = parser.parse_args(argv)
     with locked(args.data):
         return _run(args)

@@ -138,28 +138,28 @@ class GenreDetector:
         if model not in (FUSION, *MEMBERS):
             raise UserError(f"no model {model!r}: choose from {', '.join((FUSION, *MEMBERS))}")
         self.model = model
-        self._members = load_members(folder, MEMBERS if model == FUSION else [model], device)
+        self.members = load_members(folder, MEMBERS if model == FUSION else [model], device)
         self._fusion = None
-        self.meta = own = self._members[0].meta
+        self.meta = own = self.members[0].meta
         path, remedy = folder / model / "model.safetensors", f"{MEMBERS.get(model)}.py --resume"
         if model == FUSION:
             self._fusion, own = load_fusion(folder)
             path, remedy = folder / "fusion_progressive" / "model.safetensors", MADE_BY
-            for member in self._members:
-                if own["members"].get(member.name) != file_sha256(folder / member.name / "model.safetensors"):
+            for member in self.members:
+                if own["members"].get(member.name) != member.sha256:
                     raise UserError(
                         f"the fusion was fitted on another {member.name}: run extract_model_features.py and the "
                         "scripts after it again"
                     )
-            if self._fusion.kept.max(initial=0) >= sum(member.feature_size for member in self._members):
+            if self._fusion.kept.max(initial=0) >= sum(member.feature_size for member in self.members):
                 raise UserError(f"{path} uses features that the networks don't have: run {MADE_BY} again")
         if min_confidence is None and "min_confidence" not in own:
             raise UserError(f"{path} lacks 'min_confidence': run {remedy} again")
         self.min_confidence: float = own["min_confidence"] if min_confidence is None else min_confidence
         self.weights = file_sha256(path)[:12]  # tells released models apart
-        self.genres: list[str] = self._members[0].genres
-        self.knows = {split for member in self._members for split in member.knows}  # whose songs were trained on
-        self.device = str(next(self._members[0].network.parameters()).device)
+        self.genres: list[str] = self.members[0].genres
+        self.knows = {split for member in self.members for split in member.knows}  # whose songs were trained on
+        self.device = str(next(self.members[0].network.parameters()).device)
 
     def analyse(self, path: str | Path, start: float = 0.0, duration: float | None = None) -> Analysis:
         """What every loaded model says of a song, and of each of its windows. Raises UserError as ``SoundReader``."""
@@ -167,15 +167,15 @@ class GenreDetector:
 
     def judge(self, heard: Heard) -> Analysis:
         """What every loaded model says of a song that ``listen`` decoded."""
-        outputs = [member.outputs([heard.features])[0] for member in self._members]
-        windows = {member.name: rows for member, (rows, _) in zip(self._members, outputs, strict=True)}
+        outputs = [member.outputs([heard.features])[0] for member in self.members]
+        windows = {member.name: rows for member, (rows, _) in zip(self.members, outputs, strict=True)}
         song = {name: calibrated(rows.mean(axis=0)) for name, rows in windows.items()}
         if self._fusion is not None:
             inputs = fusion_inputs(outputs)
             windows[FUSION] = self._fusion(*inputs)
             song[FUSION] = self._fusion(*(array[None] for array in song_inputs(*inputs)))[0]
-        window, frames = self._members[0].window, heard.features["mfcc"].shape[1]
-        starts = window_starts(frames, window, self._members[0].overlap)
+        window, frames = self.members[0].window, heard.features["mfcc"].shape[1]
+        starts = window_starts(frames, window, self.members[0].overlap)
         borders = window_borders(starts, window, heard.start, heard.seconds)
         padded = [f"padded to the {window / FRAMES_PER_SECOND:.1f} s that the networks hear at a time"]
         return Analysis(heard.seconds, heard.notes + (padded if frames < window else []), song, windows, borders)
@@ -264,7 +264,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of on standard output")
     parser.add_argument("--write-tags", action="store_true", help="say which genre tags confident answers would change")
     parser.add_argument("--yes", action="store_true", help="with --write-tags: change them")
-    parser.add_argument("--resume", action="store_true", help="skip songs that FILE answers, if they are unchanged")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="with --jsonl --output: skip songs that FILE answers, if they are unchanged",
+    )
     return parser
 
 

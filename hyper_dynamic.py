@@ -1,4 +1,4 @@
-"""The hyper-dynamic loop: devices, seeds, windows, graduation, training, checkpoints.
+"""The hyper-dynamic loop: devices, seeds, training by the rules of ``rules.py``, checkpoints.
 
 ``training_command.py`` hands a network and its settings to ``Trainer``; everything that happens to it happens here.
 torch is imported where it is needed, so that ``--help`` answers at once.
@@ -87,7 +87,7 @@ class Progress:
 
     classes: list[ClassState]
     best_accuracies: list[float]  # each class's best check: what the published method reports
-    best_loss: float | None = None  # of the validation checks
+    best_loss: float | None = None  # of the check behind best.safetensors: the last, without ``last`` the best
     epoch: int = 0  # the next one
     steps: int = 0
     windows: int = 0  # trained on so far

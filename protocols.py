@@ -14,9 +14,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def run_script(script: str, folder: Path, *options: str) -> None:
 
 
 def check_settings(folders: Sequence[Path], options: Sequence[str]) -> None:
-    """Raise UserError if a round holds a network that was trained with other settings than the scripts' now.
+    """Raise UserError if a round holds a network, or a training in progress, of other settings than the scripts' now.
 
     ``options`` differ from their defaults; a mistake in them is bad usage.
     """
@@ -128,12 +129,14 @@ def check_settings(folders: Sequence[Path], options: Sequence[str]) -> None:
     from training_command import read_options
 
     for name, script in MEMBERS.items():
-        args, settings = read_options(options, None, importlib.import_module(script).SETTINGS)
+        args, settings = read_options(options, None, importlib.import_module(script).SETTINGS, recipe_only=True)
         wanted = recipe({"settings": dataclasses.asdict(settings), "refit": args.refit})
-        for path in (folder / "models" / name / "model.safetensors" for folder in folders):
-            if path.exists() and recipe(load_checkpoint(path, f"{script}.py")[1]) != wanted:
+        for folder in (folder / "models" / name for folder in folders):
+            files = (folder / file for file in ("model.safetensors", "latest.safetensors"))
+            path = next((path for path in files if path.exists()), None)
+            if path and recipe(load_checkpoint(path, f"{script}.py")[1]) != wanted:
                 what = "was trained with other settings"
-                raise UserError(f"{path} {what}: move it away or name another folder with --runs")
+                raise UserError(f"{folder} {what}: move it away or name another folder with --runs")
 
 
 def train(script: str, name: str, folder: Path, seed: int, options: Sequence[str]) -> None:
@@ -150,10 +153,12 @@ def is_scored(folder: Path) -> bool:
     path = folder / "results" / "evaluation.json"
     if not path.exists():
         return False
+    from extract_model_features import MEMBERS
+
     scored = read_json(path, "evaluate.py", "checkpoints")["checkpoints"]
     return all(
-        file_sha256(folder / "models" / name / "model.safetensors") == values["sha256"]
-        for name, values in scored.items()
+        name in scored and scored[name]["sha256"] == file_sha256(folder / "models" / name / "model.safetensors")
+        for name in MEMBERS
     )
 
 
@@ -210,7 +215,7 @@ def run_rounds(
                 ends.append(pool.submit(end, number - 1))
         ends.append(pool.submit(end, rounds - 1))
         try:
-            for future in ends:
+            for future in wait([*chain(*trained), *ends], return_when=FIRST_EXCEPTION).done:
                 future.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -295,6 +300,7 @@ def pooled(pool: Pool, fusion: str) -> dict[str, Any]:
             "mean": float(np.mean(by_round)),
             "spread": float(np.std(by_round, ddof=1)) if len(rounds) > 1 else 0.0,
             "wilson_95": wilson_interval(int(good.sum()), len(good)),
+            "artists_95": bootstrap_difference(good, np.zeros_like(good), pool.artists),
             "without_rare": float(good[common].mean()),
         }
         if model in outputs:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # ---------------------------------------------------------------- settings
 
+MAX_WINDOW = 10_000  # frames, four minutes: what a checkpoint may ask for
+
 
 def setting(default: Any, text: str, low: float = 0, high: float = math.inf) -> Any:
     """A field that is an option of the training scripts, refused outside its range."""
@@ -37,15 +39,15 @@ class Settings:
     final_rate: float = setting(1.0, "part of the peak that the learning rate falls to; 1: it stays there", high=1)
     average: float = setting(0.998, "part that the running average of the weights keeps in a step", high=0.9999)
     weight_decay: float = setting(0.2, "of AdamW, on weight matrices only")
-    window: int = setting(260, "frames a window, 43 a second; the published method has 130", low=1)
+    window: int = setting(260, "frames a window, 43 a second; the published method has 130", 1, MAX_WINDOW)
     short_windows: float = setting(0.0, "first part of the schedule, trained on windows of half that length", high=1)
     overlap: float = setting(0.5, "of neighbouring windows", high=0.95)
     share: float = setting(0.25, "part of all windows an epoch draws; the published method has 1", low=0.001, high=1)
     label_smoothing: float = setting(0.1, "part of each target spread over all classes", high=1)
-    mixup: float = setting(0.3, "alpha of mixup; 0 switches it off")
+    mixup: float = setting(0.3, "alpha of mixup; 0 switches it off", high=100)
     last: int = setting(1, "1: release the weights of the schedule's end; 0: of the check with the least loss", high=1)
     fast: int = setting(1, "1: train convolutions in bfloat16 where the processor has instructions for it", high=1)
-    width: float = setting(1.0, "factor on the channels of the network", low=0.01)
+    width: float = setting(1.0, "factor on the channels of the network", 0.01, 10)
     graduate_at: float = setting(0.85, "smoothed validation accuracy at which a class graduates")
     demote_margin: float = setting(0.10, "a graduate this far below graduate-at goes back to full training", high=1)
     smoothing: float = setting(0.6, "weight of the past in the smoothed accuracy", high=1)
@@ -53,7 +55,7 @@ class Settings:
     struggle_below: float = setting(0.5, "smoothed accuracy below which a class struggles", high=1)
     struggle_after: float = setting(0.17, "part of the schedule before a class can struggle", high=1)
     struggling_overlap: float = setting(0.75, "overlap of training windows of a struggling class", high=0.95)
-    weight_strength: float = setting(1.0, "how far class weights follow the errors")
+    weight_strength: float = setting(1.0, "how far class weights follow the errors", high=100)
     consolidation: float = setting(0.2, "last part of the schedule, in which every class trains in full", high=1)
     check_every: int = setting(3, "epochs between two looks at the validation songs", low=1)
 

@@ -286,13 +286,14 @@ def _run(args: argparse.Namespace) -> int:
         "versions": library_versions(),
     }
     target = args.models / "fusion_progressive" / "model.safetensors"
-    candidates, source, hashes = dict(CANDIDATES), "validation songs", list[str]()
+    candidates, source, hashes, kept = dict(CANDIDATES), "validation songs", list[str](), np.zeros(0, dtype=np.int64)
     if args.rounds:
         del candidates["features"]
         source = "songs of cross-validation rounds"
         rows, tracks, hashes = round_rows(args.rounds, catalogue, provenance["settings"])
     elif provenance["held_out"]["val"]:
         rows, tracks = held_out_rows(folder)
+        kept = np.flatnonzero(read_array(folder / "selector.npy", "create_cleaned_features.py"))
     else:
         count = len(provenance["members"])
         nothing = {"min_confidence": 1.0, "fitted_on": {"what": "nothing", "songs": 0, "rounds": []}, "candidates": {}}
@@ -300,7 +301,6 @@ def _run(args: argparse.Namespace) -> int:
         print("The networks know the validation songs: the fusion is their average, and calls no answer confident.")
         return 0
 
-    kept = np.flatnonzero(read_array(folder / "selector.npy", "create_cleaned_features.py"))
     folds = artist_folds(catalogue, tracks, args.seed)
     outputs = {name: cross_validated(fit, rows, kept, folds) for name, fit in candidates.items()}
     losses = {name: log_loss(values, rows.labels) for name, values in outputs.items()}
@@ -343,7 +343,9 @@ def _run(args: argparse.Namespace) -> int:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__, "--data", "--models", "--seed")
-    parser.add_argument("--rounds", type=Path, nargs="+", metavar="DIR", help="rounds of a protocol to learn from")
+    parser.add_argument(
+        "--rounds", type=Path, nargs="+", metavar="DIR", help="folders of a protocol's rounds, to learn from"
+    )
     args = parser.parse_args(argv)
     with locked(args.models / "fusion_progressive"):
         return _run(args)

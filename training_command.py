@@ -29,13 +29,19 @@ if TYPE_CHECKING:
 
 
 def read_options(
-    argv: Sequence[str] | None, doc: str | None, settings: Settings
+    argv: Sequence[str] | None, doc: str | None, settings: Settings, recipe_only: bool = False
 ) -> tuple[argparse.Namespace, Settings]:
-    """The command line of a training script, and the settings that it asks for. Exits with 2 on bad usage."""
-    parser = argument_parser(doc, "--data", "--models", "--seed", "--device", "--threads")
-    stopped = parser.add_mutually_exclusive_group()
-    stopped.add_argument("--resume", action="store_true", help="go on with this run where it stopped")
-    stopped.add_argument("--force", action="store_true", help="begin anew where a training was stopped, and give it up")
+    """The command line of a training script, and the settings that it asks for. Exits with 2 on bad usage.
+
+    With ``recipe_only`` the options that place and start a run are bad usage too: a protocol gives them itself.
+    """
+    parser = argument_parser(doc, *([] if recipe_only else ["--data", "--models", "--seed", "--device", "--threads"]))
+    if not recipe_only:
+        stopped = parser.add_mutually_exclusive_group()
+        stopped.add_argument("--resume", action="store_true", help="go on with this run where it stopped")
+        stopped.add_argument(
+            "--force", action="store_true", help="begin anew where a training was stopped, and give it up"
+        )
     parser.add_argument(
         "--refit",
         type=whole_number,

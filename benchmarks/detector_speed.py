@@ -80,7 +80,7 @@ def stages(detector: GenreDetector, song: Path, repeat: int) -> list[tuple[str, 
         ("decode and resample", lambda: list(SoundReader(song))),
         ("log-mel and MFCC", lambda: song_features(blocks)),
     ]
-    for member in detector._members:
+    for member in detector.members:
         found.append((member.name, lambda member=member: member.outputs([heard.features])))
     found.append(("sections and answer", lambda: detector.conclude("", heard, analysis)))
     return [(name, median_time(work, repeat)) for name, work in found]

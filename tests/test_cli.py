@@ -74,7 +74,12 @@ def test_help_is_quick_and_shows_the_docstring(helps, name):
 
 @pytest.mark.parametrize(
     ("name", "option"),
-    [("genre_detector", "--threads=0"), ("train_ecas_cnn", "--threads=-1"), ("evaluate", "--rounds=0")]
+    [
+        ("genre_detector", "--threads=0"),
+        ("train_ecas_cnn", "--threads=-1"),
+        ("train_ecas_cnn", "--threads=9999999999"),
+        ("evaluate", "--rounds=0"),
+    ]
     + [(name, "--seed=-1") for name in ("prepare_gtzan_data", "train_dpa_cnn", "train_fusion")]
     + [("train_fusion", f"--seed={2**32}")],
 )

@@ -159,7 +159,7 @@ def test_wav_and_flac_sound_the_same(detector, song, tmp_path):
 
 def test_a_song_does_not_depend_on_its_batch(detector, demo, song):
     features = [song_features(SoundReader(path)) for path in (demo, song)]
-    for member in detector._members:
+    for member in detector.members:
         kind = member.meta["settings"]["features"]
         songs = [feature[kind] for feature in features]
         together = network_outputs(member.network, songs, member.window, member.overlap)

@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import QUICK
+from test_pipeline import copy_data
 
 import evaluate
+import protocols
 import train_fusion
 from checkpoints import load_checkpoint
 from common import UserError, locked, read_catalogue
-from protocols import ROUNDS, Pool, pooled, prepare_round, round_catalogue
+from protocols import ROUNDS, Pool, check_settings, is_scored, pooled, prepare_round, round_catalogue
 
 TINY = " ".join(map(str, QUICK[:-2]))  # the threads are the protocol's
 
@@ -106,10 +108,11 @@ def test_a_protocol_runs_through_the_scripts_and_goes_on(mini_features, runs, ru
 
 
 def test_a_fusion_learns_from_rounds_but_not_from_its_own_test_songs(pipeline, runs, tmp_path, capsys):
-    models = shutil.copytree(pipeline.models, tmp_path / "models")
-    command = ["--data", str(pipeline.data), "--models", str(models), "--rounds"]
+    data, models = copy_data(pipeline, tmp_path), shutil.copytree(pipeline.models, tmp_path / "models")
+    (data / "fusion_features" / "selector.npy").unlink()  # the rounds' features aren't used
+    command = ["--data", str(data), "--models", str(models), "--rounds"]
     assert train_fusion.main([*command, str(runs / "artist_0")]) == 0
-    own, rounds = (read_catalogue(data).splits for data in (pipeline.data, runs / "artist_0" / "data"))
+    own, rounds = (read_catalogue(folder).splits for folder in (data, runs / "artist_0" / "data"))
     used = set(rounds["test"]) - set(own["test"])
     assert 0 < len(used) < len(rounds["test"])
     assert f"{len(used)} songs of cross-validation rounds" in capsys.readouterr().out
@@ -137,12 +140,25 @@ def test_a_step_that_fails_names_its_log(mini_features, tmp_path, capsys):
     assert Path(tmp_path / "artist_0" / "train_bigru_cnn.log").exists()
 
 
-@pytest.mark.parametrize("training", ["--epochs 0", "--epoch's 3", "--no-such-option"])
+@pytest.mark.parametrize(
+    "training", ["--epochs 0", "--epoch's 3", "--no-such-option", "--seed 7", "--models m", "--force"]
+)
 def test_bad_options_for_the_trainings_are_bad_usage(mini_features, tmp_path, training):
     command = ["--data", str(mini_features[0]), "--protocol", "artist", "--runs", str(tmp_path / "runs")]
     with pytest.raises(SystemExit) as caught:
         evaluate.main([*command, "--results", str(tmp_path / "results"), f"--training={training}"])
     assert caught.value.code == 2
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "options", ["--training=--refit=30", "--runs other", "--jobs 1", "--protocol artist --models m", "--rounds 1"]
+)
+def test_options_of_what_is_not_done_are_bad_usage(mini_features, tmp_path, options, capsys):
+    with pytest.raises(SystemExit) as caught:
+        evaluate.main(["--data", str(mini_features[0]), "--results", str(tmp_path), *options.split()])
+    assert caught.value.code == 2
+    assert "--protocol" in capsys.readouterr().err.splitlines()[-1]
     assert not any(tmp_path.iterdir())
 
 
@@ -152,6 +168,43 @@ def test_rounds_of_another_recipe_are_refused(mini_features, runs, tmp_path, cap
     assert evaluate.main(command) == 1
     assert "was trained with other settings" in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
+
+
+def test_a_training_in_progress_of_another_recipe_is_refused(mini_features, runs, tmp_path):
+    folder = shutil.copytree(runs / "artist_0" / "models", tmp_path / "models").parent
+    check_settings([folder], TINY.split())
+    for path in folder.rglob("model.safetensors"):
+        path.unlink()
+    check_settings([folder], TINY.split())
+    with pytest.raises(UserError, match="was trained with other settings"):
+        check_settings([folder], [*TINY.split(), "--weight-decay", "0.5"])
+
+
+def test_a_failed_training_ends_a_protocol_before_others_begin(mini_features, tmp_path, monkeypatch):
+    began: list[str] = []
+
+    def train(_: str, name: str, folder: Path, *__: object) -> None:
+        began.append(f"{folder.name} {name}")
+        if len(began) == 1:
+            raise UserError("no room")
+        time.sleep(0.5)
+
+    monkeypatch.setattr(protocols, "train", train)
+    catalogue = read_catalogue(mini_features[0])
+    with pytest.raises(UserError, match="no room"):
+        protocols.run_rounds(catalogue, "artist", 5, tmp_path, None, 2, "cpu", [])
+    assert len(began) <= 3
+    assert all(name.startswith("artist_0") for name in began)
+
+
+def test_results_without_a_network_are_of_no_round(runs, tmp_path):
+    folder = shutil.copytree(runs / "artist_0", tmp_path / "artist_0", symlinks=True)
+    assert is_scored(folder)
+    path = folder / "results" / "evaluation.json"
+    result = json.loads(path.read_text())
+    del result["checkpoints"]["ecas_cnn"]
+    path.write_text(json.dumps(result))
+    assert not is_scored(folder)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM that a process hears")
@@ -203,6 +256,8 @@ def test_pooled_figures():
     assert models["a"]["mean"] == pytest.approx(4 / 6)
     assert models["a"]["spread"] == pytest.approx(np.std([1, 1 / 3], ddof=1))
     assert models["a"]["validation"] == pytest.approx(0.6)
+    low, high = models["a"]["artists_95"]  # songs x are right twice, songs y and z once each
+    assert (low, high) == (0.5, 1)
     assert models["any member"]["mean"] == pytest.approx(5 / 6)
     assert models["fusion"]["without_rare"] == 1
     assert models["fusion"]["recall"] == {"p": 1, "q": 1, "r": 0.5}

@@ -202,7 +202,9 @@ def test_a_loss_that_is_no_number_ends_the_run(data, tmp_path, capsys):
     assert not (tmp_path / "cnn_bigru" / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("option", ["--epochs 0", "--overlap 1", "--share 0", "--batch-size 1", "--learning-rate nan"])
+@pytest.mark.parametrize(
+    "option", ["--epochs 0", "--overlap 1", "--share 0", "--batch-size 1", "--learning-rate nan", "--width inf"]
+)
 def test_options_out_of_range_are_bad_usage(capsys, option):
     with pytest.raises(SystemExit) as caught:
         train_ecas_cnn.main(option.split())
