@@ -52,6 +52,7 @@ from common import (
     write_json,
     write_text,
 )
+from detector_inputs import listen
 from figures import RARE, accuracy_without, draw_confusion, draw_reliability, song_figures
 from genre_detector import FUSION, Analysis, GenreDetector
 from protocols import ROUNDS, WHAT, pooled, read_rounds, run_rounds
@@ -63,18 +64,26 @@ SPLIT_WORDS = {"val": "validation songs", "test": "test songs"}
 # ---------------------------------------------------------------- predictions
 
 
-def analyse_songs(detector: GenreDetector, catalogue: Catalogue, split: str) -> tuple[list[str], list[Analysis]]:
-    """The detector's analysis of each song of a split; a song that can't be read is named and left out."""
-    tracks, analyses = [], []
+def analyse_songs(
+    detector: GenreDetector, catalogue: Catalogue, split: str
+) -> tuple[list[str], list[Analysis], np.ndarray]:
+    """The songs of a split, the detector's analysis of each, and whether its answer is confident, bool (songs,).
+
+    A song that can't be read is named and left out.
+    """
+    tracks, analyses, confident = [], [], []
     for track in progress(catalogue.splits[split], split):
+        path = catalogue.audio_path(track)
         try:
-            analyses.append(detector.analyse(catalogue.audio_path(track)))
+            heard = listen(path)
+            analyses.append(detector.judge(heard))
+            confident.append(detector.conclude(str(path), heard, analyses[-1]).confident)
             tracks.append(track)
         except UserError as error:
             complain(f"{error}; left out of the figures")
     if not tracks:
         raise UserError(f"no song of the {split} split can be read: run prepare_gtzan_data.py again")
-    return tracks, analyses
+    return tracks, analyses, np.array(confident)
 
 
 def score(analyses: Sequence[Analysis], labels: np.ndarray, genres: list[str], model: str) -> dict[str, Any]:
@@ -94,10 +103,14 @@ def evaluate(detector: GenreDetector, catalogue: Catalogue) -> tuple[dict[str, A
     for split in SPLIT_WORDS:
         if split in detector.knows:
             continue
-        tracks, analyses = analyse_songs(detector, catalogue, split)
+        tracks, analyses, confident = analyse_songs(detector, catalogue, split)
         labels = catalogue.labels(tracks)
         for name in names:
             scores[name][split] = score(analyses, labels, catalogue.genres, name)
+            if name == detector.model:
+                right = np.array([a.song[name].argmax() for a in analyses]) == labels
+                sure = {"answers": int(confident.sum()), "right": int(right[confident].sum())}
+                scores[name][split]["confident"] = sure
             rows += [
                 [split, track, catalogue.songs[track].genre, name, *(f"{p:.6g}" for p in np.exp(a.song[name]))]
                 for track, a in zip(tracks, analyses, strict=True)
@@ -192,14 +205,25 @@ def refit_words(epochs: Sequence[int]) -> str:
     return f" {either(epochs)} more epochs on training and validation songs." if any(epochs) else ""
 
 
+def chance_words(figures: dict[str, Any]) -> str:
+    mean, high = (percent(part) for part in figures["perfect_calibration_error"])
+    return (
+        f"With its probabilities a perfectly calibrated one would have a calibration error of {mean} % on average, and "
+        f"up to {high} % in 95 of 100 cases."
+    )
+
+
 def caption(result: dict[str, Any]) -> str:
     songs, split = result["songs"], result["split"]
     seeds, refits = (
         sorted({checkpoint[key] for checkpoint in result["checkpoints"].values()}) for key in ("seed", "refit")
     )
+    test = result["models"][FUSION]["test"]
+    sure = test["confident"]
     return (
         f"Split {split['name']}, split seed {split['seed']}: {songs['train']} training, {songs['val']} validation, "
-        f"{songs['test']} test songs; training seed {either(seeds)}; one run each." + refit_words(refits)
+        f"{songs['test']} test songs; training seed {either(seeds)}; one run each.{refit_words(refits)} The fusion is "
+        f"right with {sure['right']} of {sure['answers']} answers that it calls confident. {chance_words(test)}"
     )
 
 
@@ -211,7 +235,8 @@ def protocol_caption(result: dict[str, Any]) -> str:
         f"{either(result['epochs'])} epochs; {result['songs']} answers about "
         f"{result['different_songs']} different test songs.{refit_words(result['refit'])} The fusion is "
         f"{100 * gain['difference']:+.1f} points from its best member, {result['best_member']} (bootstrap "
-        f"over artists {low} to {high}, McNemar p {gain['mcnemar_p']:.2g}). Spread: standard deviation of the rounds. "
+        f"over artists {low} to {high}, McNemar p {gain['mcnemar_p']:.2g}). {chance_words(result['models'][FUSION])} "
+        "Spread: standard deviation of the rounds. "
         "Pooled 95 % and p take answers as independent, which those about songs of one artist are not."
         + (" After a refit a round's fusion is the average, nothing is fitted." if any(result["refit"]) else "")
     )

@@ -14,6 +14,7 @@ from predict import class_accuracies, wilson_interval
 
 RARE = 15  # songs: classes with fewer in the data set are also left out of a second figure
 BOOTSTRAPS = 10_000
+DRAWS = 1000
 BINS = 10  # of the calibration error
 LEAST_DRAWN = 5  # songs in a bin of the reliability picture
 
@@ -29,6 +30,17 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray) -> list[tuple[int
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Expected calibration error of the top probability, in ten equal bins (Guo et al., ICML 2017)."""
     return sum(count * abs(said - was) for count, said, was in reliability(probabilities, labels)) / len(labels)
+
+
+def perfect_calibration_error(probabilities: np.ndarray) -> tuple[float, float]:
+    """The calibration error of labels drawn with these probabilities (songs, classes): its mean and 95 % quantile.
+
+    That much of it is chance, and more the fewer songs there are (Broecker & Smith, Weather and Forecasting 2007).
+    """
+    rng, said, top = np.random.default_rng(0), probabilities.argmax(axis=1), probabilities.max(axis=1)
+    draws = [np.where(rng.random(len(top)) < top, said, -1) for _ in range(DRAWS)]
+    errors = [calibration_error(probabilities, labels) for labels in draws]
+    return float(np.mean(errors)), float(np.quantile(errors, 0.95))
 
 
 def song_figures(probabilities: np.ndarray, labels: np.ndarray, genres: Sequence[str]) -> dict[str, Any]:
@@ -49,6 +61,7 @@ def song_figures(probabilities: np.ndarray, labels: np.ndarray, genres: Sequence
         "wilson_95": wilson_interval(int(right.sum()), len(right)),
         "macro_f1": float(f1_score(labels, said, average="macro", labels=np.unique(labels), zero_division=0)),
         "expected_calibration_error": calibration_error(probabilities, labels),
+        "perfect_calibration_error": perfect_calibration_error(probabilities),
         "recall": dict(zip(genres, class_accuracies(right, labels, len(genres)), strict=True)),
         "confusion": confusion_matrix(labels, said, labels=range(len(genres))).tolist(),
     }

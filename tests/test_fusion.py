@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 from common import Catalogue, Song, UserError
 from evaluate import percent, with_tables
-from figures import accuracy_without, bootstrap_difference, calibration_error, mcnemar
+from figures import accuracy_without, bootstrap_difference, calibration_error, mcnemar, perfect_calibration_error
 from predict import calibrated, class_accuracies, fit_temperature, wilson_interval
 from train_fusion import (
     CANDIDATES,
@@ -184,6 +184,14 @@ def test_calibration_error_known_values():
     assert calibration_error(two_bins, np.array([0, 1, 0, 0])) == pytest.approx((0.35 + 0.05) / 2)
     four_fifths = np.tile([0.8, 0.2], (10, 1))
     assert calibration_error(four_fifths, np.array([0] * 8 + [1] * 2)) == pytest.approx(0)
+
+
+def test_calibration_error_by_chance():
+    assert perfect_calibration_error(np.array([[1.0, 0.0]] * 10)) == (0, 0)
+    few, many = (perfect_calibration_error(np.tile([0.8, 0.2], (songs, 1))) for songs in (25, 2500))
+    assert few[0] == pytest.approx(0.08 * np.sqrt(2 / np.pi), rel=0.1)  # one bin, whose part has this standard error
+    assert few[1] == pytest.approx(1.96 * 0.08, rel=0.15)
+    assert many[0] == pytest.approx(few[0] / 10, rel=0.15)
 
 
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])

@@ -195,6 +195,8 @@ def test_evaluation_figures_follow_from_the_predictions(pipeline, catalogue, eva
         picture = (pipeline.results / f"confusion_{name}.png").read_bytes()
         assert picture.startswith(b"\x89PNG")
         assert len(picture) > 10_000
+    sure = evaluation["models"]["fusion"]["test"]["confident"]
+    assert 0 <= sure["right"] <= sure["answers"] <= len(rows)
     assert len(list(pipeline.results.iterdir())) == 7
     output = pipeline.runs["evaluate.py"].stdout
     fusion = evaluation["models"]["fusion"]
