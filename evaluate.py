@@ -341,7 +341,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--training {args.training}: {error}")
     if args.protocol == "fault_filtered" and not args.split_lists:
         parser.error("--protocol fault_filtered needs --split-lists")
-    for name in ("models", "threads") if args.protocol else ("rounds", "split_lists", "runs", "jobs", "training"):
+    for name in ("models",) if args.protocol else ("rounds", "split_lists", "runs", "jobs", "training"):
         if getattr(args, name) != parser.get_default(name):
             parser.error(f"--{name.replace('_', '-')} goes {'without' if args.protocol else 'with'} --protocol")
     mark = f"evaluate.py --protocol {args.protocol}" if args.protocol else "evaluate.py"
