@@ -20,17 +20,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from common import (
-    SPLITS,
-    UserError,
-    argument_parser,
-    command,
-    format_table,
-    locked,
-    read_array,
-    read_json,
-    write_array,
-)
+from catalogue import SPLITS
+from common import UserError, argument_parser, command, format_table, locked, read_array, read_json, write_array
 
 
 def _run(args: argparse.Namespace) -> int:

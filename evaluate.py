@@ -36,8 +36,8 @@ from typing import Any
 
 import numpy as np
 
+from catalogue import Catalogue, read_catalogue
 from common import (
-    Catalogue,
     UserError,
     argument_parser,
     command,
@@ -47,7 +47,6 @@ from common import (
     locked,
     positive_int,
     progress,
-    read_catalogue,
     whole_file,
     write_json,
     write_text,

@@ -26,8 +26,8 @@ from pathlib import Path
 
 import numpy as np
 
+from catalogue import Catalogue, read_catalogue
 from common import (
-    Catalogue,
     UserError,
     argument_parser,
     command,
@@ -37,7 +37,6 @@ from common import (
     positive_int,
     progress,
     read_array,
-    read_catalogue,
     read_json,
     workers_end_with_us,
     write_array,

@@ -30,10 +30,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from catalogue import SPLITS, Catalogue, read_catalogue
 from checkpoints import check_fit, fill_network, load_checkpoint, strides
 from common import (
-    SPLITS,
-    Catalogue,
     UserError,
     argument_parser,
     command,
@@ -41,7 +40,6 @@ from common import (
     format_table,
     locked,
     progress,
-    read_catalogue,
     write_array,
     write_json,
 )

@@ -20,14 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from catalogue import Catalogue
 from checkpoints import fill_network, load_checkpoint, save_checkpoint, strides
-from common import (
-    Catalogue,
-    UserError,
-    library_versions,
-    progress,
-    write_text,
-)
+from common import UserError, library_versions, progress, write_text
 from distributed import Team
 from extract_features import N_MELS, N_MFCC, load_features
 from predict import calibrated, class_accuracies, confidence_threshold, fit_temperature, network_outputs

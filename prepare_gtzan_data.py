@@ -31,13 +31,10 @@ from typing import Any
 import numpy as np
 
 from archives import ARCHIVE_SUFFIXES, AUDIO_SUFFIXES, Limits, extract_songs, is_archive, is_audio_name
+from catalogue import SPLITS, Catalogue, Song, artist_key, split_sums, write_catalogue
 from common import (
-    SPLITS,
-    Catalogue,
-    Song,
     UserError,
     argument_parser,
-    artist_key,
     command,
     complain,
     file_sha256,
@@ -48,9 +45,7 @@ from common import (
     one_line,
     positive_int,
     progress,
-    split_sums,
     workers_end_with_us,
-    write_catalogue,
 )
 from repeats import DEFAULT_THRESHOLD, Repeat, find_repeats, fingerprint, sound_digest
 from sound_faults import no_file

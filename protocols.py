@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from catalogue import Catalogue, artist_key, read_catalogue, write_catalogue
 from checkpoints import load_checkpoint
-from common import Catalogue, UserError, artist_key, complain, file_sha256, read_catalogue, read_json, write_catalogue
+from common import UserError, complain, file_sha256, read_json
 from figures import bootstrap_difference, mcnemar, song_figures
 from predict import wilson_interval
 

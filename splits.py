@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from common import SPLITS, UserError
+from catalogue import SPLITS
+from common import UserError
 
 TRIES = 40  # seeded starts, of which the most even result counts
 

@@ -36,19 +36,17 @@ from typing import Any
 
 import numpy as np
 
+from catalogue import Catalogue, artist_key, read_catalogue
 from checkpoints import load_checkpoint, save_checkpoint
 from common import (
-    Catalogue,
     UserError,
     argument_parser,
-    artist_key,
     command,
     file_sha256,
     format_table,
     library_versions,
     locked,
     read_array,
-    read_catalogue,
     read_json,
 )
 from figures import calibration_error

@@ -9,16 +9,8 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from common import (
-    UserError,
-    WriteError,
-    argument_parser,
-    complain,
-    format_table,
-    locked,
-    read_catalogue,
-    whole_number,
-)
+from catalogue import read_catalogue
+from common import UserError, WriteError, argument_parser, complain, format_table, locked, whole_number
 from distributed import local_size, team_on
 from hyper_dynamic import Trainer, pick_device
 from rules import Settings

@@ -20,7 +20,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from common import SPLITS, Catalogue, argument_parser, command, format_table, read_array, read_catalogue, read_json
+from catalogue import SPLITS, Catalogue, read_catalogue
+from common import argument_parser, command, format_table, read_array, read_json
 
 FEWEST = 30  # validation songs of genres with two or more: with less, a classifier's accuracy is chance
 

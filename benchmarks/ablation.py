@@ -31,17 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from recipes import Row, check_rows, fingerprint, read_recipe, read_rows, recipe_text, write_rows
 from rivals import ALIKE
 
-from common import (
-    Catalogue,
-    argument_parser,
-    artist_key,
-    command,
-    format_table,
-    positive_int,
-    read_catalogue,
-    versions_line,
-    write_text,
-)
+from catalogue import Catalogue, artist_key, read_catalogue
+from common import argument_parser, command, format_table, positive_int, versions_line, write_text
 from extract_model_features import MEMBERS
 
 if TYPE_CHECKING:

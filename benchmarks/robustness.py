@@ -24,7 +24,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import UserError, argument_parser, command, format_table, progress, read_catalogue, write_text
+from catalogue import read_catalogue
+from common import UserError, argument_parser, command, format_table, progress, write_text
 from decoding import SAMPLE_RATE, decode
 
 

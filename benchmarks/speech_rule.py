@@ -27,7 +27,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common import UserError, argument_parser, command, format_table, read_catalogue  # noqa: E402
+from catalogue import read_catalogue  # noqa: E402
+from common import UserError, argument_parser, command, format_table  # noqa: E402
 from decoding import SAMPLE_RATE, SoundReader, decode  # noqa: E402
 from detector_inputs import find_songs  # noqa: E402
 from detector_unlike import LEAST_FRAMES, OFFSET, WEIGHTS, song_descriptors, sounding  # noqa: E402

@@ -30,7 +30,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import Catalogue, Song, argument_parser, command, format_table, positive_int, write_array, write_json
+from catalogue import Catalogue, Song
+from common import argument_parser, command, format_table, positive_int, write_array, write_json
 from extract_model_features import MEMBERS
 
 if TYPE_CHECKING:

@@ -50,18 +50,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from recipes import Row, check_rows, fingerprint, read_recipe, read_rows, recipe_text, write_rows
 from rivals import AT_EQUAL_BUDGET, SCHEDULES, SHORT, schedule_of, settings_of
 
-from common import (
-    Catalogue,
-    UserError,
-    argument_parser,
-    command,
-    format_table,
-    fraction,
-    positive_int,
-    read_catalogue,
-    versions_line,
-    write_text,
-)
+from catalogue import Catalogue, read_catalogue
+from common import UserError, argument_parser, command, format_table, fraction, positive_int, versions_line, write_text
 from extract_model_features import MEMBERS
 from figures import picture
 

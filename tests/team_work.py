@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train_ecas_cnn
 from augment import Augmentation
-from common import read_catalogue
+from catalogue import read_catalogue
 from distributed import team_on
 from extract_features import N_MFCC
 from hyper_dynamic import Trainer

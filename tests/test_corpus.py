@@ -19,7 +19,8 @@ from corpus.make_corpus import ANSWERED, NOTED, REFUSED, Case, encoded, make, mu
 
 import genre_detector
 from archives import is_audio_name
-from common import one_line, read_catalogue
+from catalogue import read_catalogue
+from common import one_line
 from decoding import SAMPLE_RATE, SoundReader, decode
 from mp3_frames import survey
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from common import Catalogue, Song, UserError
+from catalogue import Catalogue, Song
+from common import UserError
 from evaluate import percent, with_tables
 from figures import accuracy_without, bootstrap_difference, calibration_error, mcnemar, perfect_calibration_error
 from predict import calibrated, class_accuracies, fit_temperature, wilson_interval

@@ -15,8 +15,9 @@ from torch import nn
 import hyper_dynamic
 import train_bigru_cnn
 import train_dpa_cnn
+from catalogue import read_catalogue
 from checkpoints import load_checkpoint
-from common import UserError, read_catalogue
+from common import UserError
 from extract_model_features import load_members
 from stopping import resume_command
 from train_fusion import CANDIDATES, Rows

@@ -16,8 +16,9 @@ import evaluate
 import extract_features
 import genre_detector
 import train_fusion
+from catalogue import SPLITS, Catalogue, read_catalogue
 from checkpoints import load_checkpoint
-from common import SPLITS, Catalogue, read_catalogue, write_json
+from common import write_json
 from genre_detector import GenreDetector
 from predict import wilson_interval
 

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import prepare_gtzan_data as prepare
-from common import SPLITS, Catalogue, UserError, one_line, read_catalogue
+from catalogue import SPLITS, Catalogue, read_catalogue
+from common import UserError, one_line
 from repeats import DEFAULT_THRESHOLD, find_repeats, fingerprint, sound_digest
 from splits import check_apart, drop_crossing_repeats, linked_groups, share_out, split_fold
 

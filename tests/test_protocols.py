@@ -19,8 +19,9 @@ from test_pipeline import copy_data
 import evaluate
 import protocols
 import train_fusion
+from catalogue import read_catalogue
 from checkpoints import load_checkpoint
-from common import UserError, locked, read_catalogue
+from common import UserError, locked
 from protocols import ROUNDS, Pool, check_settings, is_scored, pooled, prepare_round, round_catalogue
 
 TINY = " ".join(map(str, QUICK[:-2]))  # the threads are the protocol's

@@ -16,7 +16,7 @@ import extract_features
 import extract_model_features
 import train_fusion
 import verify_model_features
-from common import read_catalogue
+from catalogue import read_catalogue
 
 # ---------------------------------------------------------------- features
 

@@ -12,7 +12,8 @@ import torch
 
 import hyper_dynamic
 import train_ecas_cnn
-from common import UserError, read_catalogue
+from catalogue import read_catalogue
+from common import UserError
 from predict import window_starts
 from rules import ClassState, Schedule, Settings, learning_rate, update_classes
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common import SPLITS, Catalogue, Song, split_sums, write_array, write_catalogue, write_json
+from catalogue import SPLITS, Catalogue, Song, split_sums, write_catalogue
+from common import write_array, write_json
 from extract_features import BINS, FEATURE_SETTINGS, feature_path
 
 

@@ -26,8 +26,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from common import UserError, argument_parser, command, format_table, positive_int  # noqa: E402
 
 INSTRUMENTED = (
-    "archives", "checkpoints", "common", "detector_output", "detector_tags", "extract_features", "mp3_frames",
-    "extract_model_features", "fuzz", "json", "mutagen", "prepare_gtzan_data", "sound_faults", "tarfile",
+    "archives", "catalogue", "checkpoints", "common", "detector_output", "detector_tags", "extract_features",
+    "extract_model_features", "fuzz", "json", "mp3_frames", "mutagen", "prepare_gtzan_data", "sound_faults", "tarfile",
     "train_fusion", "zipfile",
 )  # fmt: skip
 

@@ -26,7 +26,8 @@ import extract_features
 import extract_model_features
 import prepare_gtzan_data
 import train_fusion
-from common import SPLITS, Song, UserError
+from catalogue import SPLITS, Song, artist_key, read_catalogue
+from common import UserError
 
 SUFFIXES = (".wav", ".mp3", ".flac", ".ogg", ".aiff", ".au", ".opus", ".m4a", ".wma")
 KINDS = ("WAV", "MP3", "FLAC", "OGG", "AIFF", "AU")  # of libsndfile
@@ -85,7 +86,7 @@ def metadata(content: bytes, folder: Path) -> None:
         (folder / "processed" / f"{split}_files.txt").write_text(text)
     (folder / "metadata.json").write_bytes(content)
     with contextlib.suppress(UserError):
-        catalogue = common.read_catalogue(folder)
+        catalogue = read_catalogue(folder)
         for split in SPLITS:
             catalogue.labels(catalogue.splits[split])
         for track in catalogue.songs:
@@ -108,7 +109,7 @@ def artists(content: bytes, folder: Path) -> None:
     with contextlib.suppress(UserError):
         for track, artist in prepare_gtzan_data.read_artists(folder / "index.txt").items():
             assert len(track.splitlines()) <= 1
-            common.artist_key(artist)
+            artist_key(artist)
 
 
 def lists(content: bytes, folder: Path) -> None:
