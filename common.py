@@ -10,6 +10,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import socket
 import sys
@@ -57,11 +58,13 @@ def fraction(text: str) -> float:
     return value
 
 
-def whole_number(text: str, least: int = 0) -> int:
+def whole_number(text: str, least: int = 0, most: float = math.inf) -> int:
     """An argparse type: a whole number of at least 0."""
     value = int(text)
     if value < least:
         raise argparse.ArgumentTypeError(f"{text} is not at least {least}")
+    if value > most:
+        raise argparse.ArgumentTypeError(f"{text} is more than {most}")
     return value
 
 
@@ -72,18 +75,12 @@ def positive_int(text: str) -> int:
 
 def seed_number(text: str) -> int:
     """An argparse type: a whole number below 2^32, which is what every library takes for a seed."""
-    value = whole_number(text)
-    if value >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text} is not below 2^32")
-    return value
+    return whole_number(text, 0, 2**32 - 1)
 
 
 def thread_count(text: str) -> int:
     """An argparse type: a number of threads that libraries take."""
-    value = positive_int(text)
-    if value > MAX_THREADS:
-        raise argparse.ArgumentTypeError(f"{text} is more than {MAX_THREADS}")
-    return value
+    return whole_number(text, 1, MAX_THREADS)
 
 
 _SHARED_OPTIONS: dict[str, dict[str, Any]] = {

@@ -106,14 +106,13 @@ def evaluate(detector: GenreDetector, catalogue: Catalogue) -> tuple[dict[str, A
         labels = catalogue.labels(tracks)
         for name in names:
             scores[name][split] = score(analyses, labels, catalogue.genres, name)
-            if name == detector.model:
-                right = np.array([a.song[name].argmax() for a in analyses]) == labels
-                sure = {"answers": int(confident.sum()), "right": int(right[confident].sum())}
-                scores[name][split]["confident"] = sure
             rows += [
                 [split, track, catalogue.songs[track].genre, name, *(f"{p:.6g}" for p in np.exp(a.song[name]))]
                 for track, a in zip(tracks, analyses, strict=True)
             ]
+        right = np.array([analysis.song[FUSION].argmax() for analysis in analyses]) == labels
+        sure = {"answers": int(confident.sum()), "right": int((right & confident).sum())}
+        scores[FUSION][split]["confident"] = sure
     checkpoints = {}
     for member in detector.members:
         meta = member.meta

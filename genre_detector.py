@@ -142,9 +142,11 @@ class GenreDetector:
         self._fusion = None
         self.meta = own = self.members[0].meta
         path, remedy = folder / model / "model.safetensors", f"{MEMBERS.get(model)}.py --resume"
+        sha256 = self.members[0].sha256
         if model == FUSION:
             self._fusion, own = load_fusion(folder)
             path, remedy = folder / "fusion_progressive" / "model.safetensors", MADE_BY
+            sha256 = file_sha256(path)
             for member in self.members:
                 if own["members"].get(member.name) != member.sha256:
                     raise UserError(
@@ -156,7 +158,7 @@ class GenreDetector:
         if min_confidence is None and "min_confidence" not in own:
             raise UserError(f"{path} lacks 'min_confidence': run {remedy} again")
         self.min_confidence: float = own["min_confidence"] if min_confidence is None else min_confidence
-        self.weights = file_sha256(path)[:12]  # tells released models apart
+        self.weights = sha256[:12]  # tells released models apart
         self.genres: list[str] = self.members[0].genres
         self.knows = {split for member in self.members for split in member.knows}  # whose songs were trained on
         self.device = str(next(self.members[0].network.parameters()).device)

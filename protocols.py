@@ -258,7 +258,8 @@ def read_rounds(folders: Sequence[Path]) -> Pool:
     genres: list[str] = []
     rare: list[str] = []
     for number, folder in enumerate(folders):
-        result = read_json(folder / "results" / "evaluation.json", "evaluate.py")
+        path = folder / "results" / "evaluation.json"
+        result = read_json(path, "evaluate.py", "genres", "rare_genres", "checkpoints", "models")
         genres, rare = result["genres"], result["rare_genres"]
         songs = read_catalogue(folder / "data").songs
         for model, checkpoint in result["checkpoints"].items():

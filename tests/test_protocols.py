@@ -22,7 +22,7 @@ import train_fusion
 from catalogue import read_catalogue
 from checkpoints import load_checkpoint
 from common import UserError, locked
-from protocols import ROUNDS, Pool, check_settings, is_scored, pooled, prepare_round, round_catalogue
+from protocols import ROUNDS, Pool, check_settings, is_scored, pooled, prepare_round, read_rounds, round_catalogue
 
 TINY = " ".join(map(str, QUICK[:-2]))  # the threads are the protocol's
 
@@ -206,6 +206,10 @@ def test_results_without_a_network_are_of_no_round(runs, tmp_path):
     del result["checkpoints"]["ecas_cnn"]
     path.write_text(json.dumps(result))
     assert not is_scored(folder)
+    del result["models"]
+    path.write_text(json.dumps(result))
+    with pytest.raises(UserError, match=r"evaluation\.json can't be read .*: run evaluate\.py again"):
+        read_rounds([folder])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM that a process hears")
