@@ -371,8 +371,8 @@ class Trainer:
         path = self.folder / "latest.safetensors"
         tensors, meta = load_checkpoint(path, "this script without --resume")
         expected = self._meta()
-        if (refit := meta.get("refit", 0)) not in (0, self.refit):
-            raise UserError(f"{path} was made with --refit {refit}: repeat that, or begin anew with --force")
+        if (refit := meta.get("refit", 0)) > self.refit:
+            raise UserError(f"{path} was made with --refit {refit}: repeat that or ask for more, or begin with --force")
         for key in ("settings", "strides", "seed", "split", "genres"):
             if meta.get(key) != expected[key]:
                 raise UserError(f"{path} was made with another {key}: repeat its options, or begin anew with --force")

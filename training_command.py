@@ -40,7 +40,7 @@ def read_options(
         default=0,
         metavar="N",
         help="epochs after the schedule's, on training and validation songs; --resume --refit N adds them to a "
-        "finished training. What is known of the network from validation songs is from before",
+        "finished training or to its refit. What is known of the network from validation songs is from before",
     )
     options = {option.name: option for option in dataclasses.fields(settings) if option.metadata}
     for name, option in options.items():

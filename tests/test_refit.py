@@ -85,10 +85,12 @@ def test_the_average_at_the_end_is_released(refitted):
         assert not value.is_floating_point() or torch.equal(last[f"average.{name}"].half(), value)
 
 
-def test_a_finished_training_can_be_refitted(data, without, refitted, tmp_path, capsys):
+@pytest.mark.parametrize("lengths", [(3,), (2, 3)])
+def test_a_finished_training_can_be_refitted_and_again_for_longer(data, without, refitted, tmp_path, capsys, lengths):
     models = shutil.copytree(without, tmp_path / "models")
-    assert train(data, models, "--resume", "--refit", "3") == 0
-    assert "21 training songs (28 in the refit)" in capsys.readouterr().out
+    for length in lengths:
+        assert train(data, models, "--resume", "--refit", str(length)) == 0
+        assert "21 training songs (28 in the refit)" in capsys.readouterr().out
     assert equal(models, refitted)
     assert log(models) == log(refitted)
 
