@@ -371,7 +371,7 @@ class Trainer:
         path = self.folder / "latest.safetensors"
         tensors, meta = load_checkpoint(path, "this script without --resume")
         expected = self._meta()
-        if (refit := meta.get("refit", 0)) > self.refit:
+        if (refit := meta.get("refit", 0)) not in range(self.refit + 1):  # a shorter one goes on
             raise UserError(f"{path} was made with --refit {refit}: repeat that or ask for more, or begin with --force")
         for key in ("settings", "strides", "seed", "split", "genres"):
             if meta.get(key) != expected[key]:

@@ -25,7 +25,7 @@ import train_dpa_cnn
 import train_ecas_cnn
 import train_fusion
 import verify_model_features
-from checkpoints import load_checkpoint
+from checkpoints import load_checkpoint, save_checkpoint
 from genre_detector import GenreDetector
 from protocols import check_settings, is_scored, read_rounds
 
@@ -109,6 +109,16 @@ def test_a_refit_that_was_stopped_goes_on(data, refitted, tmp_path, monkeypatch,
     assert equal(tmp_path, refitted)
     assert log(tmp_path) == log(refitted)
     assert {key: meta(tmp_path)[key] for key in MEASURED} == {key: meta(refitted)[key] for key in MEASURED}
+
+
+@pytest.mark.parametrize("refit", [None, "3", -1])
+def test_a_checkpoint_whose_refit_is_no_number_of_epochs_is_refused(data, refitted, tmp_path, capsys, refit):
+    models = shutil.copytree(refitted, tmp_path / "models")
+    path = models / "ecas_cnn" / "latest.safetensors"
+    tensors, said = load_checkpoint(path, "")
+    save_checkpoint(path, tensors, said | {"refit": refit})
+    assert train(data, models, "--resume", "--refit", "3") == 1
+    assert f"was made with --refit {refit}" in one_line(capsys)
 
 
 @pytest.mark.parametrize("option", ["--last", "--final-rate"])
