@@ -29,18 +29,16 @@ def save_checkpoint(path: Path, tensors: dict[str, torch.Tensor], meta: dict[str
 
     Raises UserError where it can't be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     text = json.dumps({"format": CHECKPOINT_FORMAT, "feature_settings": FEATURE_SETTINGS, **meta})
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with whole_file(path) as temporary:
-        try:
-            save_file(whole, temporary, metadata={"music_genre_fusion": text, "sha256": content_sum(text, whole)})
-        except SafetensorError as error:  # what it makes of a full disk
-            raise OSError(str(error)) from None
-        with temporary.open("rb+") as stream:
-            os.fsync(stream.fileno())
+    # in memory first: ``save_file`` would write to a name of its own, which nobody sweeps up after a kill
+    content = save(whole, metadata={"music_genre_fusion": text, "sha256": content_sum(text, whole)})
+    with whole_file(path) as temporary, temporary.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def content_sum(record: str, tensors: Mapping[str, torch.Tensor]) -> str:

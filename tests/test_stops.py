@@ -6,6 +6,8 @@ import errno
 import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -13,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from test_pipeline import one_line
 
 import create_cleaned_features
@@ -22,7 +25,7 @@ import genre_detector
 import prepare_gtzan_data
 import train_fusion
 from checkpoints import save_checkpoint
-from common import UserError, write_text
+from common import UserError, locked, write_text
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither SIGKILL nor limits of file sizes")
 
@@ -61,6 +64,28 @@ def test_killed_preparations_and_extractions_go_on(run_script):
     """All steps and more kills: python benchmarks/kill_test.py."""
     output = run_script("benchmarks/kill_test.py", "--steps", 2, "--kills", 3, "--seed", 1).stdout
     assert "seed 1: nothing lost" in output
+
+
+KILLED_AS_IT_SAVES = """
+import resource, signal, sys, torch
+from pathlib import Path
+from checkpoints import save_checkpoint
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+save_checkpoint(Path(sys.argv[1]), {"weight": torch.zeros(4096)}, {})
+"""
+
+
+def test_killed_while_it_saves_leaves_only_what_is_swept_up(repo, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, {"weight": torch.ones(2)}, {})
+    before = files(tmp_path)
+    killed = subprocess.run([sys.executable, "-c", KILLED_AS_IT_SAVES, path], cwd=repo, timeout=100)
+    assert killed.returncode == -signal.SIGXFSZ
+    assert len(files(tmp_path)) == 2, "it was not killed while it saved"
+    with locked(tmp_path):
+        pass
+    assert files(tmp_path).items() - {(".lock", b"")} == before.items()
 
 
 # ---------------------------------------------------------------- writing fails
