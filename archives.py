@@ -88,7 +88,8 @@ def extract_songs(archive: Path, target: Path, limits: Limits | None) -> None:
     digest = file_sha256(archive)
     if target.exists():
         if not (target / MARKER).exists():
-            raise UserError(f"{target} is there already: leave out --source to use it, or delete it to extract anew")
+            remedy = f"use it by --source {target}, or delete it to extract {archive}"
+            raise UserError(f"{target} is there already: {remedy}")
         if read_json(target / MARKER, "prepare_gtzan_data.py", "sha256")["sha256"] != digest:
             raise UserError(f"{target} holds the songs of another archive: delete it, then run this again")
         return
@@ -147,8 +148,14 @@ def _extract(archive: Path, target: Path, limits: Limits | None) -> int:
     return len(taken)
 
 
+def _is_zip(archive: Path) -> bool:
+    """A zip, and no tar with one in its end, which looks like a zip with something before it."""
+    with archive.open("rb") as stream:
+        return stream.read(4) == b"PK\3\4" or (archive.suffix.lower() == ".zip" and zipfile.is_zipfile(stream))
+
+
 def _members(archive: Path) -> Iterator[Member]:
-    if zipfile.is_zipfile(archive):
+    if _is_zip(archive):
         with zipfile.ZipFile(archive) as bundle:
             for info in bundle.infolist():
                 if not info.is_dir():

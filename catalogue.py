@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,6 +56,12 @@ class Catalogue:
 def artist_key(artist: str) -> str:
     """Artists are one if their names agree but for case and white space; "" is nobody known."""
     return " ".join(artist.split()).casefold()
+
+
+def artist_names(artist: str) -> set[str]:
+    """Keys of an artist and of everybody whom a joint credit names: who sings on "A, B & C" sings as B too."""
+    key = artist_key(artist)
+    return {key, *re.split(r"\s*[,&/;+]\s*|\s(?:and|with|feat\.?|ft\.?|vs\.?)\s", key)} - {""}
 
 
 def split_list(songs: Mapping[str, Song], tracks: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ import argparse
 import functools
 import hashlib
 import importlib.metadata
+import io
 import json
 import math
 import os
@@ -55,6 +56,14 @@ def fraction(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def seconds(text: str) -> float:
+    """An argparse type: a number of seconds, 0 to a million."""
+    value = float(text)
+    if not 0 <= value <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1000000")
     return value
 
 
@@ -110,6 +119,7 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
+        _open_standard_streams()
         try:
             with _own_lines_only():
                 return main(argv)
@@ -130,6 +140,18 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
             return 130
 
     return wrapped
+
+
+def _open_standard_streams() -> None:
+    """Make standard streams of what the caller closed, lest the next file that is opened be taken for one of them.
+
+    A name that the output's encoding lacks is spelled out there.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # each gets the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @contextmanager
@@ -264,7 +286,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _sweep(folder: Path) -> None:
     for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if name != "raw"]  # the songs, which are the user's
+        # The songs are the user's, and a folder with a lock of its own is another run's
+        folders[:] = [name for name in folders if name != "raw" and not Path(parent, name, ".lock").exists()]
         for name in files:
             if name.startswith(".") and name.endswith(".part"):
                 Path(parent, name).unlink(missing_ok=True)

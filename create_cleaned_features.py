@@ -21,7 +21,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from catalogue import SPLITS
-from common import UserError, argument_parser, command, format_table, locked, read_array, read_json, write_array
+from common import UserError, argument_parser, command, format_table, locked, read_array, write_array
+from extract_model_features import read_provenance
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -29,7 +30,7 @@ def _run(args: argparse.Namespace) -> int:
 
     maker = "extract_model_features.py"
     folder = args.data / "fusion_features"
-    sizes = read_json(folder / "provenance.json", maker, "sizes")["sizes"]
+    sizes = read_provenance(folder)["sizes"]
     here = [split for split in SPLITS if (folder / f"{split}_features.npy").exists()]
     features = {split: read_array(folder / f"{split}_features.npy", maker) for split in here or SPLITS}
     learned = [features[split] for split in ("train", "val") if split in features]

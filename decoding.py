@@ -151,7 +151,8 @@ class SoundReader:
 
         read = 0
         try:
-            with av.open(str(self.path)) as container:
+            # Not by its name, which may look like an address or be no valid text
+            with self.path.open("rb") as file, av.open(file, "r") as container:
                 if not container.streams.audio:
                     raise UserError(f"{self.path}: can't be decoded (there is no sound in it)")
                 stream = container.streams.audio[0]

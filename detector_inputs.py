@@ -5,9 +5,10 @@ from __future__ import annotations
 import glob
 import itertools
 import os
+import re
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from sound_faults import no_file
 
 SUFFIXES = AUDIO_SUFFIXES | AV_SUFFIXES
 Found = tuple[str, UserError | None]  # a song, or a name and why no song is behind it
+_SEPARATOR = f"[/{re.escape(os.sep)}]"
+_DEEP = re.compile(rf"(.*?)(?:^|(?<={_SEPARATOR}))\*\*(?:{_SEPARATOR}+(.*))?$", re.DOTALL)  # before and after a **
 
 
 # ---------------------------------------------------------------- names
@@ -35,8 +38,8 @@ def find_songs(names: Iterable[str], listing: Iterable[bytes] | None = None) -> 
 
     Parameters
     ----------
-    names : files; folders, searched to any depth for known suffixes; patterns (``**`` for any depth) that the shell
-        left as they were; ``-`` for the lines of ``listing``, each a file or folder
+    names : files; folders, searched to any depth for known suffixes, linked ones once; patterns (``**`` for any
+        depth) that the shell left as they were; ``-`` for the lines of ``listing``, each a file or folder
     listing : in bytes, because a file name needn't be valid text; None is standard input
     """
     for name in names:
@@ -45,7 +48,7 @@ def find_songs(names: Iterable[str], listing: Iterable[bytes] | None = None) -> 
                 if path := os.fsdecode(line.rstrip(b"\r\n")):
                     yield from _behind(path)
         elif glob.has_magic(name) and not os.path.lexists(name):
-            matches = sorted(glob.glob(name, recursive=True))
+            matches = sorted(_matches(name))
             if not matches:
                 yield name, UserError(f"{name}: no file has such a name")
             given: set[str] = set()  # with ** a folder and what is in it both match
@@ -57,6 +60,36 @@ def find_songs(names: Iterable[str], listing: Iterable[bytes] | None = None) -> 
                             yield found
         else:
             yield from _behind(name)
+
+
+def _matches(pattern: str) -> Iterator[str]:
+    """What a pattern names, as with ``glob``, whose own ``**`` follows links round and round."""
+    deep = _DEEP.match(pattern)
+    if deep is None:
+        yield from glob.iglob(pattern)
+        return
+    before, after = deep[1], "*" if deep[2] is None else deep[2]
+    for top in glob.iglob(before) if before else [""]:
+        for folder, _ in _walk(top or os.curdir):
+            inside = folder if top else folder[len(os.curdir) + 1 :]
+            yield from _matches(os.path.join(glob.escape(inside), after))
+
+
+def _walk(top: str, onerror: Callable[[OSError], None] | None = None) -> Iterator[tuple[str, list[str]]]:
+    """Folders that aren't hidden, each with the names of its files; links are followed, to no folder twice."""
+    home = os.path.realpath(top)
+    seen = {home}
+    for folder, folders, files in os.walk(top, onerror=onerror, followlinks=True):
+        inside = []
+        for entry in sorted(folders):
+            path = os.path.join(folder, entry)
+            real = os.path.realpath(path)
+            met_anyway = os.path.islink(path) and os.path.join(real, "").startswith(os.path.join(home, ""))
+            if not entry.startswith(".") and entry != "__MACOSX" and real not in seen and not met_anyway:
+                seen.add(real)
+                inside.append(entry)
+        folders[:] = inside
+        yield folder, sorted(files)
 
 
 def _standard_input() -> Iterator[bytes]:
@@ -72,9 +105,8 @@ def _behind(name: str) -> Iterator[Found]:
         return
     problems: list[OSError] = []
     count = 0
-    for folder, folders, files in os.walk(name, onerror=problems.append):
-        folders[:] = sorted(entry for entry in folders if not entry.startswith(".") and entry != "__MACOSX")
-        for file in sorted(files):
+    for folder, files in _walk(name, problems.append):
+        for file in files:
             if Path(file).suffix.lower() in SUFFIXES and not file.startswith("."):  # macOS litters with ._<name>
                 count += 1
                 yield os.path.join(folder, file), None

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1  # of JSON lines and CSV; grows when a field is removed or changes its meaning
 UNLIKE = {"noise": "nothing but noise, a tone or silence", "speech": "speech"}  # what the detector calls no music
+ANSWER = {"duration_s", "genre", "probabilities", "confident", "sounds_like", "notes"}  # what a song's record holds
 BAR_WIDTH = 32
 RULE_WIDTH = 64
 PLAIN_WIDTH = 10_000  # columns where the output is no terminal: nothing is shortened
@@ -112,7 +113,7 @@ def songs_done(path: Path, run: dict[str, Any]) -> dict[str, dict[str, Any]]:
     Raises UserError if the file isn't one of the detector's.
     """
     records: dict[str, dict[str, Any]] = {}
-    whole, start = 0, b'{"schema": '
+    whole, start = 0, f'{{"schema": {SCHEMA}, "path": "'.encode()
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.endswith(b"\n") and (line.startswith(start) or start.startswith(line)):
@@ -129,7 +130,11 @@ def songs_done(path: Path, run: dict[str, Any]) -> dict[str, dict[str, Any]]:
                 raise UserError(problem) from None
             whole += len(line)
     os.truncate(path, whole)
-    return {name: record for name, record in records.items() if record["run"] == run and _unchanged(record)}
+    return {
+        name: record
+        for name, record in records.items()
+        if record["run"] == run and record.keys() >= ANSWER and _unchanged(record)
+    }
 
 
 def _unchanged(record: dict[str, Any]) -> bool:

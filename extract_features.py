@@ -32,6 +32,7 @@ from common import (
     argument_parser,
     command,
     complain,
+    file_sha256,
     format_table,
     locked,
     positive_int,
@@ -163,9 +164,18 @@ def song_features(blocks: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
     pieces: dict[str, list[np.ndarray]] = {kind: [] for kind in BINS}
     for first in range(0, len(rows), PRODUCT)[::-1]:  # one round but for a long song
         pieces["melspectrogram"].insert(0, rows[first:].T.astype(np.float16, order="C"))
-        pieces["mfcc"].insert(0, (dct_basis() @ rows[first:].T).astype(np.float16))
+        pieces["mfcc"].insert(0, _mfcc(rows[first:]).astype(np.float16))
         rows.resize((first, N_MELS), refcheck=False)  # gives the memory of what is done back
     return {kind: np.concatenate(parts, axis=1) for kind, parts in pieces.items()}
+
+
+def _mfcc(rows: np.ndarray) -> np.ndarray:
+    """MFCCs (20, frames) of log-mel rows (frames, 128).
+
+    A few frames at a time, too few for BLAS to start threads: with their number the last bits would change.
+    """
+    basis = dct_basis()
+    return np.concatenate([basis @ rows[first : first + 64].T for first in range(0, len(rows), 64)], axis=1)
 
 
 def dct_basis(n_mfcc: int = N_MFCC, n_mels: int = N_MELS) -> np.ndarray:
@@ -221,10 +231,12 @@ def read_index(path: Path) -> dict[str, str]:
     return index["songs"]
 
 
-def _extract(track: str, audio: Path, targets: dict[str, Path]) -> tuple[str, str | None]:
-    """Write one song's feature files; the problem if that can't be done."""
+def _extract(track: str, audio: Path, sha256: str, targets: dict[str, Path]) -> tuple[str, str | None]:
+    """Write one song's feature files; the problem if that can't be done or the file isn't the one of that hash."""
     try:
         features = song_features(SoundReader(audio))
+        if file_sha256(audio) != sha256:
+            raise UserError(f"{audio} has changed since it was checked: run prepare_gtzan_data.py again")
     except UserError as error:
         return track, str(error)
     for kind, path in targets.items():
@@ -241,8 +253,13 @@ def _extract_all(catalogue: Catalogue, tracks: list[str], workers: int) -> Itera
     def targets(track: str) -> dict[str, Path]:
         return {kind: feature_path(catalogue.data, kind, track) for kind in FOLDERS}
 
-    jobs = (delayed(_extract)(track, catalogue.audio_path(track), targets(track)) for track in tracks)
-    return Parallel(n_jobs=workers, return_as="generator_unordered", **workers_end_with_us())(jobs)
+    jobs = (
+        delayed(_extract)(track, catalogue.audio_path(track), catalogue.songs[track].sha256, targets(track))
+        for track in tracks
+    )
+    return Parallel(n_jobs=max(1, min(workers, len(tracks))), return_as="generator_unordered", **workers_end_with_us())(
+        jobs
+    )
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -40,6 +40,7 @@ from common import (
     format_table,
     locked,
     progress,
+    read_json,
     write_array,
     write_json,
 )
@@ -167,6 +168,16 @@ def song_inputs(windows: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, n
     Each member's mean log-probabilities are log-probabilities again, as the answers of ``evaluate.py`` are.
     """
     return calibrated(windows.mean(axis=0)), vectors.mean(axis=0)
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """What provenance.json says of the files beside it. Raises UserError if it is absent or damaged."""
+    maker = "extract_model_features.py"
+    kinds = {"split": dict, "members": dict, "settings": dict, "sizes": dict, "held_out": dict}
+    provenance = read_json(folder / "provenance.json", maker, *kinds)
+    if not all(isinstance(provenance[key], kind) for key, kind in kinds.items()) or "val" not in provenance["held_out"]:
+        raise UserError(f"{folder / 'provenance.json'} is damaged: run {maker} again")
+    return provenance
 
 
 def _split_rows(catalogue: Catalogue, members: list[Member], split: str) -> dict[str, np.ndarray]:

@@ -25,13 +25,13 @@ From Python
 from __future__ import annotations
 
 import argparse
+import io
 import json
-import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -48,6 +48,8 @@ from common import (
     fraction,
     locked_file,
     positive_int,
+    seconds,
+    write_text,
 )
 from detector_inputs import Found, Heard, Listeners, find_songs, listen
 from detector_output import CsvWriter, JsonLinesWriter, JsonWriter, TextWriter, Writer, songs_done
@@ -135,6 +137,8 @@ class GenreDetector:
         from train_fusion import MADE_BY, load_fusion
 
         folder = Path(models) if models is not None else Path(__file__).resolve().parent / "models"
+        if min_confidence is not None and not 0 <= min_confidence <= 1:
+            raise UserError(f"min_confidence {min_confidence} is not between 0 and 1: give a probability")
         if model not in (FUSION, *MEMBERS):
             raise UserError(f"no model {model!r}: choose from {', '.join((FUSION, *MEMBERS))}")
         self.model = model
@@ -231,14 +235,6 @@ class GenreDetector:
 # ---------------------------------------------------------------- command line
 
 
-def seconds(text: str) -> float:
-    """An argparse type: a finite number from 0 on."""
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds")
-    return value
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argument_parser(__doc__, "--device", "--threads")
     parser.add_argument(
@@ -284,6 +280,28 @@ def _writer(args: argparse.Namespace, detector: GenreDetector, stream: IO[str], 
     return TextWriter(stream, run, args.top_k, detector.device)
 
 
+@contextmanager
+def _output(args: argparse.Namespace) -> Iterator[IO[str]]:
+    """Where answers go. Raises UserError where they can't be written, and says how to go on."""
+    if not args.output:
+        yield sys.stdout
+    elif args.json:  # an array is there whole or not at all
+        stream = io.StringIO()
+        try:
+            yield stream
+        finally:
+            write_text(args.output, stream.getvalue())
+    else:
+        try:
+            with args.output.open("a", encoding="utf-8", newline="\n") as file:
+                yield file
+        except OSError as error:
+            if error.filename is not None:  # of another file
+                raise
+            again = "go on with --resume" if args.jsonl else "delete it and run the same command again"
+            raise UserError(f"{args.output} can't be written ({error.strerror}): make room, then {again}") from None
+
+
 def tag(name: str, genre: str, confident: bool, write: bool) -> dict[str, Any]:
     """Put a confident answer into the file's tags, or say on stderr that it would be.
 
@@ -311,7 +329,8 @@ def _run(args: argparse.Namespace) -> int:
     skipped = dict[str, dict[str, Any]]()  # those of the named songs
 
     def is_new(found: Found) -> bool:
-        if found[0] in done.result():
+        undrawn = args.plot and not args.plot.exists()
+        if found[0] in done.result() and not undrawn:
             skipped[found[0]] = done.result()[found[0]]
         return found[0] not in skipped
 
@@ -322,6 +341,8 @@ def _run(args: argparse.Namespace) -> int:
             raise UserError(f"--plot draws one song, {len(named)} are named: leave out the others")
         check_replaceable(args.plot, lambda start: start.startswith(b"\x89PNG"), "PNG", "--plot")
     songs = filter(is_new, named)
+    if args.output and args.output.is_dir():
+        raise UserError(f"{args.output} is a folder: name a file in it with --output")
     if args.output and args.output.exists() and not args.resume:
         raise UserError(f"{args.output} is there already: delete it, or go on with --jsonl --resume")
     if args.report:
@@ -340,9 +361,7 @@ def _run(args: argparse.Namespace) -> int:
         run |= {"start": args.start, "duration": args.duration, "timeline": args.timeline}
         if args.resume:
             done.set_result(songs_done(args.output, run) if args.output.exists() else {})
-        stream: IO[str] = sys.stdout
-        if args.output:
-            stream = stack.enter_context(args.output.open("a", encoding="utf-8", newline="\n"))
+        stream = stack.enter_context(_output(args))
         writer = _writer(args, detector, stream, run)
         report = Report(args.report, detector.genres, run, skipped) if args.report else None
         if report:
@@ -381,6 +400,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--timeline doesn't go with --csv: choose --json or --jsonl")
     if args.yes and not args.write_tags:
         parser.error("--yes goes with --write-tags")
+    files = [os.path.realpath(path) for path in (args.output, args.plot, args.report) if path]
+    if len(set(files)) < len(files):
+        parser.error("--output, --plot and --report are different files")
     try:
         return _run(args)
     except KeyboardInterrupt:

@@ -43,13 +43,13 @@ VALIDATION_WINDOWS = 4  # a song, in the checks during training; the final figur
 
 
 def pick_device(choice: str = "auto") -> torch.device:
-    """MPS, else CUDA, else CPU; or the one asked for. Raises UserError if that one isn't there."""
+    """MPS, else CUDA, else CPU; or the one asked for. Raises UserError if that one isn't there or has another name."""
     import torch
 
     there = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(), "cpu": True}
     if choice == "auto":
         choice = next(name for name, present in there.items() if present)
-    if not there[choice]:
+    if not there.get(choice):
         raise UserError(f"--device {choice}: no such device here; try --device auto")
     return torch.device(choice)
 
@@ -261,6 +261,8 @@ class Trainer:
                 self._count_seconds()
                 self.team.tell(self._save_latest)
                 raise Stopped(self._signal or signal.SIGTERM)  # which another rank may have heard
+        if not all(values.isfinite().all() for values in self.network.parameters()):  # the same on every rank
+            self.team.refuse(f"the weights are no numbers after epoch {epoch + 1}: try a smaller --learning-rate")
         self.state.windows += len(song)
         self.state.frames += len(song) * window
         self.state.losses = []
@@ -407,7 +409,10 @@ class Trainer:
         if not self.settings.last:
             tensors, chosen = load_checkpoint(self.folder / "best.safetensors", "this script without --resume")
             epochs = chosen["progress"]["epoch"] + 1
-        return {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}, epochs
+        halves = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
+        if not all(value.isfinite().all() for value in halves.values()):
+            raise UserError("the weights are too large for half precision: try a smaller --learning-rate")
+        return halves, epochs
 
     def _held_out(self) -> dict[str, float]:
         """What the validation songs say of the weights to release, before any training on them."""

@@ -269,16 +269,20 @@ def read_rounds(folders: Sequence[Path]) -> Pool:
         for model, scores in result["models"].items():
             if "val" in scores:
                 validation.setdefault(model, []).append(scores["val"]["song_accuracy"])
-        with (folder / "results" / "predictions.csv").open(encoding="utf-8", newline="") as stream:
-            rows = [row for row in csv.DictReader(stream) if row["split"] == "test"]
         first = next(iter(result["models"]))
-        for row in rows:
-            outputs.setdefault(row["model"], []).append([float(row[genre]) for genre in genres])
-            if row["model"] == first:
-                tracks.append(row["track"])
-                artists.append(artist_key(songs[row["track"]].artist) or row["track"])
-                rounds.append(number)
-                labels.append(genres.index(row["genre"]))
+        answers = folder / "results" / "predictions.csv"
+        try:
+            with answers.open(encoding="utf-8", newline="") as stream:
+                rows = [row for row in csv.DictReader(stream) if row["split"] == "test"]
+            for row in rows:
+                outputs.setdefault(row["model"], []).append([float(row[genre]) for genre in genres])
+                if row["model"] == first:
+                    tracks.append(row["track"])
+                    artists.append(artist_key(songs[row["track"]].artist) or row["track"])
+                    rounds.append(number)
+                    labels.append(genres.index(row["genre"]))
+        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+            raise UserError(f"{answers} can't be read ({error}): make that round again") from None
     arrays = {model: np.array(values) for model, values in outputs.items()}
     order = (np.array(tracks), np.array(artists), np.array(rounds), np.array(labels))
     return Pool(genres, rare, *order, arrays, validation, windows, settings)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # ---------------------------------------------------------------- settings
 
 MAX_WINDOW = 10_000  # frames, four minutes: what a checkpoint may ask for
+MAX_EPOCHS = 1_000_000
 
 
 def setting(default: Any, text: str, low: float = 0, high: float = math.inf) -> Any:
@@ -33,7 +34,7 @@ class Settings:
 
     name: str  # of the folder below models/
     features: str  # "melspectrogram" or "mfcc"
-    epochs: int = setting(70, "length of the schedule; it has no early stopping", low=1)
+    epochs: int = setting(70, "length of the schedule; it has no early stopping", 1, MAX_EPOCHS)
     batch_size: int = setting(16, "windows a step", low=2)
     learning_rate: float = setting(2e-3, "peak of the schedule")
     final_rate: float = setting(1.0, "part of the peak that the learning rate falls to; 1: it stays there", high=1)

@@ -37,7 +37,10 @@ def flaw(log: str, place: float, missing: float, to_end: bool) -> list[str]:
 def no_file(path: Path) -> str:
     """Why nothing can be read from a path, which may be a pipe that nobody writes to; "" if it is a file."""
     try:
-        return "" if stat.S_ISREG(os.stat(path).st_mode) else "not a file"
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return "not a file"
+        with path.open("rb"):  # decoders don't say why they can't
+            return ""
     except FileNotFoundError:
         return "no such file"
     except (OSError, ValueError) as error:

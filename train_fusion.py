@@ -47,10 +47,11 @@ from common import (
     library_versions,
     locked,
     read_array,
-    read_json,
 )
+from extract_model_features import read_provenance
 from figures import calibration_error
 from predict import calibrated, confidence_threshold, fit_temperature
+from verify_model_features import flat_outputs, rows_problems
 
 MADE_BY = "train_fusion.py"
 
@@ -232,12 +233,15 @@ def artist_folds(catalogue: Catalogue, tracks: Sequence[str], seed: int) -> list
     return list(folds.split(artists, groups=artists))
 
 
-def held_out_rows(folder: Path) -> tuple[Rows, list[str]]:
-    """The validation songs' rows of ``extract_model_features.py``, and their tracks."""
+def held_out_rows(folder: Path, catalogue: Catalogue, members: int) -> tuple[Rows, list[str]]:
+    """The validation songs' rows of ``extract_model_features.py``, and their tracks. Raises UserError if unusable."""
     maker = "extract_model_features.py"
-    tracks = read_array(folder / "val_tracks.npy", maker).tolist()
-    arrays = (read_array(folder / f"val_{name}.npy", maker) for name in ("log_probabilities", "features", "labels"))
-    return Rows(*arrays), tracks
+    names = ("log_probabilities", "features", "labels", "tracks")
+    outputs, features, labels, tracks = (read_array(folder / f"val_{name}.npy", maker) for name in names)
+    for name, table in zip(names, (flat_outputs(outputs, members, len(catalogue.genres)), features), strict=False):
+        if problems := rows_problems(table, labels, tracks, catalogue, "val"):
+            raise UserError(f"{folder / f'val_{name}.npy'} is unusable, {problems[0]}: run {maker} again")
+    return Rows(outputs, features, labels), tracks.tolist()
 
 
 def round_rows(
@@ -267,7 +271,7 @@ def round_rows(
 def _run(args: argparse.Namespace) -> int:
     maker = "extract_model_features.py"
     folder = args.data / "fusion_features"
-    provenance = read_json(folder / "provenance.json", maker, "split", "members", "settings", "held_out")
+    provenance = read_provenance(folder)
     catalogue = read_catalogue(args.data)
     if provenance["split"] != catalogue.split:
         raise UserError(f"the features are of another split than the one in {args.data}: run {maker} again")
@@ -290,8 +294,11 @@ def _run(args: argparse.Namespace) -> int:
         source = "songs of cross-validation rounds"
         rows, tracks, hashes = round_rows(args.rounds, catalogue, provenance["settings"])
     elif provenance["held_out"]["val"]:
-        rows, tracks = held_out_rows(folder)
-        kept = np.flatnonzero(read_array(folder / "selector.npy", "create_cleaned_features.py"))
+        rows, tracks = held_out_rows(folder, catalogue, len(provenance["members"]))
+        selector = read_array(folder / "selector.npy", "create_cleaned_features.py")
+        if selector.shape != rows.features.shape[1:]:
+            raise UserError(f"{folder / 'selector.npy'} is of other features: run create_cleaned_features.py again")
+        kept = np.flatnonzero(selector)
     else:
         count = len(provenance["members"])
         nothing = {"min_confidence": 1.0, "fitted_on": {"what": "nothing", "songs": 0, "rounds": []}, "candidates": {}}

@@ -13,7 +13,7 @@ from catalogue import read_catalogue
 from common import UserError, WriteError, argument_parser, complain, format_table, locked, whole_number
 from distributed import local_size, team_on
 from hyper_dynamic import Trainer, pick_device
-from rules import Settings
+from rules import MAX_EPOCHS, Settings
 from stopping import Stopped, keep_unfinished, resume_command, signals_to
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def read_options(
         )
     parser.add_argument(
         "--refit",
-        type=whole_number,
+        type=lambda text: whole_number(text, 0, MAX_EPOCHS),
         default=0,
         metavar="N",
         help="epochs after the schedule's, on training and validation songs; --resume --refit N adds them to a "
@@ -49,8 +49,9 @@ def read_options(
     args = parser.parse_args(argv)
     for name, option in options.items():
         low, high = option.metadata["low"], option.metadata["high"]
-        if not low <= getattr(args, name) <= high:  # NaN is in no range
-            parser.error(f"{_flag(name)} must be at least {low}" + ("" if high == math.inf else f" and at most {high}"))
+        if not low <= getattr(args, name) <= high or getattr(args, name) == math.inf:  # NaN is in no range
+            most = "finite" if high == math.inf else f"at most {high}"
+            parser.error(f"{_flag(name)} must be at least {low} and {most}")
     if args.refit and not args.last:
         parser.error("--refit goes on from the schedule's end: leave --last at 1")
     if args.refit and not args.final_rate:

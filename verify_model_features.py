@@ -21,7 +21,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from catalogue import SPLITS, Catalogue, read_catalogue
-from common import argument_parser, command, format_table, read_array, read_json
+from common import argument_parser, command, format_table, read_array
+from extract_model_features import read_provenance
 
 FEWEST = 30  # validation songs of genres with two or more: with less, a classifier's accuracy is chance
 
@@ -45,6 +46,17 @@ def rows_problems(
     elif not np.array_equal(labels, catalogue.labels(names)):
         problems.append("labels are not those of the catalogue")
     return problems
+
+
+def flat_outputs(outputs: np.ndarray, members: int, classes: int) -> np.ndarray:
+    """Log-probabilities (songs, members, classes) as a table (songs, members * classes); what isn't so, as it is."""
+    return outputs.reshape(len(outputs), -1) if outputs.shape[1:] == (members, classes) else outputs
+
+
+def is_cleaned(cleaned: np.ndarray, whole: np.ndarray, selector: np.ndarray) -> bool:
+    """Whether ``cleaned`` are the columns of ``whole`` that ``selector``, bool (dimensions,), keeps."""
+    fits = selector.dtype == bool and selector.shape == whole.shape[1:]
+    return fits and np.array_equal(cleaned, whole[:, selector])
 
 
 def linear_separability(features: np.ndarray, labels: np.ndarray) -> tuple[float, float] | None:
@@ -74,11 +86,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     catalogue = read_catalogue(args.data)
     folder = args.data / "fusion_features"
     problems: list[str] = []
-    provenance = read_json(folder / "provenance.json", "extract_model_features.py", "held_out")
-    held_out = provenance["held_out"]["val"]
+    provenance = read_provenance(folder)
+    members, held_out = provenance["members"], provenance["held_out"]["val"]
     separable = f"{'too few' if held_out else 'no held-out'} validation songs for a linear classifier"
     table = []
     tracks: dict[str, set[str]] = {}
+    selector = read_array(folder / "selector.npy", "create_cleaned_features.py")
     for split in SPLITS:
         labels = read_array(folder / f"{split}_labels.npy", "extract_model_features.py")
         names = read_array(folder / f"{split}_tracks.npy", "extract_model_features.py")
@@ -86,12 +99,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         for kind, maker in (
             ("features", "extract_model_features.py"),
             ("features_cleaned", "create_cleaned_features.py"),
+            ("log_probabilities", "extract_model_features.py"),
         ):
             features = read_array(folder / f"{split}_{kind}.npy", maker)
+            if kind == "log_probabilities":
+                features = flat_outputs(features, len(members), len(catalogue.genres))
             found = rows_problems(features, labels, names, catalogue, split)
             constant = int((np.ptp(features, axis=0) == 0).sum()) if not found else 0
             if kind == "features_cleaned" and split == "train" and constant:
                 found.append(f"{constant} cleaned dimensions are constant over the training songs")
+            if kind == "features":
+                whole = features
+            elif kind == "features_cleaned" and not found and not is_cleaned(features, whole, selector):
+                found.append("not what selector.npy keeps of the features: run create_cleaned_features.py again")
             problems += [f"{split}_{kind}.npy: {problem}" for problem in found]
             shape = features.shape if features.ndim == 2 else ("-", "-")
             table.append([f"{split}_{kind}", *shape, constant, "unusable" if found else "good"])

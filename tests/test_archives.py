@@ -73,6 +73,21 @@ def test_tar_of_any_compression(tmp_path: Path, suffix: str) -> None:
     assert contents(tmp_path / "genres") == {"blues/blues.00000.au": b"one"}
 
 
+def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path: Path) -> None:
+    inner = io.BytesIO()
+    with zipfile.ZipFile(inner, "w") as bundle:
+        bundle.writestr("notes.txt", "none")
+    archive = tmp_path / "genres.tar"
+    with tarfile.open(archive, "w") as bundle:
+        for name, content in (("genres/blues/blues.00000.au", b"one"), ("genres/notes.zip", inner.getvalue())):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            bundle.addfile(info, io.BytesIO(content))
+    assert zipfile.is_zipfile(archive)
+    extract_songs(archive, tmp_path / "genres", GENEROUS)
+    assert contents(tmp_path / "genres") == {"blues/blues.00000.au": b"one"}
+
+
 def test_second_run_changes_nothing_and_other_archive_is_refused(tmp_path: Path) -> None:
     target = tmp_path / "genres"
     archive = make_zip(tmp_path / "a.zip", {"blues/a.wav": b"one"})

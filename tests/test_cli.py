@@ -79,6 +79,12 @@ def test_help_is_quick_and_shows_the_docstring(helps, name):
         ("train_ecas_cnn", "--threads=-1"),
         ("train_ecas_cnn", "--threads=9999999999"),
         ("evaluate", "--rounds=0"),
+        ("genre_detector", "--start=1e305"),
+        ("genre_detector", "--duration=nan"),
+        ("train_dpa_cnn", "--learning-rate=inf"),
+        ("train_bigru_cnn", "--weight-decay=nan"),
+        ("train_dpa_cnn", "--epochs=10000000000000000000"),
+        ("train_dpa_cnn", "--refit=10000000000000000000"),
     ]
     + [(name, "--seed=-1") for name in ("prepare_gtzan_data", "train_dpa_cnn", "train_fusion")]
     + [("train_fusion", f"--seed={2**32}")],

@@ -61,6 +61,28 @@ def test_patterns_that_the_shell_left(library):
     assert names(list(find_songs([f"{library}/**/[sd]*"])), library) == everything
 
 
+def test_links_are_followed_to_no_folder_twice(library, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "f.ogg").touch()
+    (elsewhere / "back").symlink_to(library)
+    links = {"sub/up": library, "sub/round": library / "sub", "there": elsewhere, "again": elsewhere}
+    for name, target in links.items():
+        (library / name).symlink_to(target)
+    assert names(list(find_songs([f"{library}/**/*.ogg"])), library) == ["again/f.ogg", "sub/c.ogg"]
+    assert names(list(find_songs([str(library)])), library)[-3:] == ["again/f.ogg", "sub/c.ogg", "sub/deep/d.wma"]
+
+
+def test_patterns_are_relative_to_where_one_is(library, monkeypatch):
+    monkeypatch.chdir(library)
+    assert [path for path, _ in find_songs(["**/*.[ow]*", "*/**/d.wma"])] == [
+        "[x].wav",
+        "sub/c.ogg",
+        "sub/deep/d.wma",
+        "sub/deep/d.wma",
+    ]
+    assert [path for path, _ in find_songs(["**/deep/**"])] == ["sub/deep/d.wma"]
+
+
 def test_a_name_with_brackets_is_a_name(library):
     assert names(list(find_songs([str(library / "[x].wav")])), library) == ["[x].wav"]
 
@@ -128,6 +150,15 @@ def test_av_formats_sound_like_what_went_in(encode, tmp_path, suffix, codec):
     assert peaks[0] == pytest.approx(440, abs=4)
     assert peaks[-1] == pytest.approx(660, abs=4)
     assert np.abs(sound.samples[2_000:5_000]).max() == pytest.approx(0.3, abs=0.05), "the mean of both channels"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such names there")
+def test_an_av_file_may_have_any_name(encode, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = encode(tmp_path / "song.m4a").read_bytes()
+    for name in map(os.fsdecode, (b"Live:Paris.m4a", b"file:x.m4a", b"caf\xe9.m4a")):
+        Path(name).write_bytes(content)
+        assert decode(Path(name)).seconds == pytest.approx(2, abs=0.1)
 
 
 @settings(max_examples=10, deadline=None)

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -257,6 +258,9 @@ def test_plot_goes_with_resume_and_never_replaces_a_song(detect, songs, tmp_path
     for _ in range(2):
         assert detect("--plot", tmp_path / "out.png", *into, songs / "a.wav")[0] == 0
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 1
+    (tmp_path / "out.png").unlink()
+    assert detect("--plot", tmp_path / "out.png", *into, songs / "a.wav")[0] == 0
+    assert (tmp_path / "out.png").exists()
     song = shutil.copy(songs / "a.wav", tmp_path / "song.wav")
     code, out, err = detect("--plot", song, songs / "a.wav")
     assert (code, out) == (1, "")
@@ -328,6 +332,78 @@ def test_the_answers_do_not_depend_on_the_workers(detect, songs):
 
 
 # ---------------------------------------------------------------- a file of answers
+
+
+def test_each_file_of_answers_has_a_name_of_its_own(detect, songs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for other in ("--report", "--plot"):
+        with pytest.raises(SystemExit, match="2"):
+            detect("--jsonl", "--output", "out", other, tmp_path / "out", songs / "a.wav")
+        assert "--output, --plot and --report are different files" in capsys.readouterr().err
+    code, out, err = detect("--jsonl", "--output", tmp_path, songs / "a.wav")
+    assert (code, out) == (1, "")
+    assert err.endswith(f"{tmp_path} is a folder: name a file in it with --output\n")
+    assert list(tmp_path.iterdir()) == [songs]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs ulimit")
+@pytest.mark.parametrize(
+    ("form", "again"),
+    [
+        ("--jsonl", "make room, then go on with --resume"),
+        ("--csv", "make room, then delete it and run the same command again"),
+        ("--json", "make room or mend that, then run this again"),
+    ],
+)
+def test_a_full_disk_is_said_with_what_to_do_next(songs, tmp_path, repo, form, again):
+    target = tmp_path / "out"
+    words = [sys.executable, repo / "genre_detector.py", form, "--output", target, *[songs / "a.wav"] * 6]
+    limited = f"ulimit -f 1; exec {shlex.join(map(str, words))}"  # 1 KB a file
+    done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"genre_detector.py: {target} can't be written (File too large): {again}\n"
+    assert target.exists() == (form != "--json")
+
+
+def test_a_closed_or_narrow_stream_makes_no_traceback(songs, tmp_path, render_tone, repo):
+    detector = f"{shlex.quote(sys.executable)} {shlex.quote(str(repo / 'genre_detector.py'))}"
+    name = shlex.quote(str(render_tone(tmp_path / "\u5c0f.wav", 3)))
+    for line in (f"{detector} - <&-", f"{detector} {name} >&-", f"{detector} --jsonl {name} absent.wav 2>&-"):
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        assert done.returncode == ("absent" in line), done.stderr
+        assert done.stderr == ""
+        if "--jsonl" in line:
+            assert len([json.loads(row) for row in done.stdout.splitlines()]) == 2
+    for form in ("--csv", "--top-k=1"):
+        done = subprocess.run(
+            [sys.executable, repo / "genre_detector.py", form, tmp_path / "\u5c0f.wav"],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "\\u5c0f.wav" in done.stdout
+
+
+@pytest.mark.parametrize("text", ['{"schema": 1, "paths": [', '{"schema": "https://example.org", "a": 1}'])
+def test_no_file_of_others_is_gone_on_with(detect, songs, tmp_path, text):
+    target = tmp_path / "mine.json"
+    target.write_text(text)  # without a line break in the end, as if a run was killed
+    code, out, err = detect("--jsonl", "--output", target, "--resume", songs / "a.wav")
+    assert (code, out) == (1, "")
+    assert "line 1 is not of this detector" in err
+    assert target.read_text() == text
+
+
+def test_an_answer_that_lacks_a_field_is_made_again(detect, songs, tmp_path):
+    target = tmp_path / "out.jsonl"
+    args = ("--jsonl", "--output", target, "--resume", "--report", tmp_path / "page.html", songs / "a.wav")
+    assert detect(*args)[0] == 0
+    [record] = lines_of(target)
+    del record["probabilities"]
+    target.write_text(json.dumps(record) + "\n")
+    assert detect(*args)[0] == 0
+    assert "probabilities" in lines_of(target)[1]
 
 
 def test_output_goes_to_a_file_that_is_never_overwritten(detect, songs, tmp_path):

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +74,25 @@ def test_another_number_of_threads_begins_alike(data, tmp_path, name, fast, far)
     assert one[0]["loss"] == pytest.approx(two[0]["loss"], abs=far)
     assert one[0]["val_loss"] == pytest.approx(two[0]["val_loss"], abs=far)
     assert one[0]["windows"] == two[0]["windows"]
+
+
+def test_the_number_of_threads_decides_no_feature(repo):
+    code = "from pathlib import Path; from hashlib import sha256; from extract_features import *; "
+    code += "made = song_features(SoundReader(Path('examples/demo_song.ogg'))); "
+    code += "print([sha256(array.tobytes()).hexdigest() for array in made.values()])"
+    threads = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    one, two = (
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=repo,
+            env=os.environ | dict.fromkeys(threads, number),
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for number in "12"
+    )
+    assert one == two
 
 
 def test_the_number_of_threads_decides_no_answer(models, repo):

@@ -94,6 +94,17 @@ def test_a_killed_run_holds_nothing_and_is_swept_up(repo, tmp_path):
     process.communicate()
 
 
+def test_a_folder_that_another_run_has_is_not_swept(tmp_path):
+    for folder in ("data", "data/models/dpa_cnn"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / ".latest.safetensors.x.part").touch()
+    with locked(tmp_path / "data" / "models" / "dpa_cnn"):
+        (tmp_path / "data/models/dpa_cnn/.latest.safetensors.y.part").touch()
+        with locked(tmp_path / "data"):
+            pass
+        assert [path.name for path in tmp_path.rglob("*.part")] == [".latest.safetensors.y.part"]
+
+
 def test_folders_made_for_nothing_go(tmp_path):
     with pytest.raises(RuntimeError), locked(tmp_path / "models" / "x"):
         raise RuntimeError

@@ -164,6 +164,20 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_epoch(tmp_path, monkeypat
     assert train_dpa_cnn.main([*command, "--resume"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("decay", "what"), [("0.2", "too large for half precision"), ("1e9", "no numbers after epoch 1")]
+)
+def test_weights_that_the_last_step_spoils_are_not_released(tmp_path, capsys, decay, what):
+    data, models = write_tiny_data(tmp_path / "data", EVEN), tmp_path / "models"
+    command = ["--data", str(data), "--models", str(models), *QUICK]
+    assert train_dpa_cnn.main(command) == 0
+    good = (models / "dpa_cnn" / "model.safetensors").read_bytes()
+    two_steps = ["--epochs=1", "--batch-size=18", "--learning-rate=1e30", f"--weight-decay={decay}"]
+    assert train_dpa_cnn.main([*command, *two_steps]) == 1
+    assert f"{what}: try a smaller --learning-rate" in capsys.readouterr().err
+    assert (models / "dpa_cnn" / "model.safetensors").read_bytes() == good
+
+
 def test_a_training_that_was_stopped_is_given_up_only_when_told_to(tmp_path, monkeypatch, capsys):
     data, models = write_tiny_data(tmp_path / "data", EVEN), tmp_path / "models"
     folder, command = models / "cnn_bigru", ["--data", str(data), "--models", str(models), *QUICK]

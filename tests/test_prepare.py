@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import prepare_gtzan_data as prepare
-from catalogue import SPLITS, Catalogue, read_catalogue
+from catalogue import SPLITS, Catalogue, artist_names, read_catalogue
 from common import UserError, one_line
 from repeats import DEFAULT_THRESHOLD, find_repeats, fingerprint, sound_digest
 from splits import check_apart, drop_crossing_repeats, linked_groups, share_out, split_fold
@@ -151,7 +151,7 @@ def test_one_genre_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     "args",
     ["--split artist", "--split fault_filtered", "--folds 3", "--folds 3 --fold 4", "--val-fraction 0",
      "--split fault_filtered --split-lists x --folds 3 --fold 1", "--val-fraction 0.5 --test-fraction 0.5",
-     "--repeat-threshold 2", "--workers 0"],
+     "--repeat-threshold 2", "--workers 0", "--min-seconds nan", "--min-seconds -5", "--min-seconds inf"],
 )  # fmt: skip
 def test_bad_usage(args: str) -> None:
     with pytest.raises(SystemExit) as left:
@@ -343,6 +343,18 @@ def test_artist_split(tmp_path: Path, songs: Path, capsys: pytest.CaptureFixture
     output = capsys.readouterr().out
     assert "6 songs have no known artist" in output
     assert "0 of 3 test songs have an artist who is in training" in output
+
+
+def test_joint_credits_are_counted(tmp_path: Path, songs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert artist_names("A One, B  Two & C. Three") == {"a one, b two & c. three", "a one", "b two", "c. three"}
+    assert artist_names("Andy Withers") == {"andy withers"}
+    assert artist_names("") == set()
+    duets = iter(f"star{n} & Star{n + 1}" for n in range(99))  # each sings with the next
+    index = write_index(tmp_path / "index.txt", lambda genre, n: next(duets))
+    run(tmp_path / "data", "--source", songs, "--split", "artist", "--artist-index", index)
+    counts = [int(line.split()[0]) for line in capsys.readouterr().out.splitlines() if "in training too" in line]
+    assert len(counts) == 2
+    assert max(counts) > 0
 
 
 def test_artist_folds_have_lists_of_their_own(tmp_path: Path, songs: Path) -> None:

@@ -198,6 +198,16 @@ def test_a_failed_training_ends_a_protocol_before_others_begin(mini_features, tm
     assert all(name.startswith("artist_0") for name in began)
 
 
+@pytest.mark.parametrize(("old", "new"), [("model,blues", "model,bleus"), ("test,", "test,another_"), ("0.0", "o.o")])
+def test_damaged_answers_of_a_round_are_named(runs, tmp_path, old, new):
+    folder = shutil.copytree(runs / "artist_0", tmp_path / "artist_0", symlinks=True)
+    path = folder / "results" / "predictions.csv"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(UserError, match=r"predictions\.csv can't be read .*: make that round again"):
+        read_rounds([folder])
+
+
 def test_results_without_a_network_are_of_no_round(runs, tmp_path):
     folder = shutil.copytree(runs / "artist_0", tmp_path / "artist_0", symlinks=True)
     assert is_scored(folder)

@@ -38,6 +38,18 @@ def test_extraction_makes_only_what_is_missing(pipeline, tmp_path, capsys):
     assert missing.read_bytes() == before
 
 
+def test_a_song_that_changed_since_it_was_checked_is_named(pipeline, tmp_path, capsys):
+    data = copy_data(pipeline, tmp_path)
+    catalogue = read_catalogue(data)
+    track, other = catalogue.splits["test"][:2]
+    path = str(catalogue.audio_path(other))
+    edit_metadata(data, lambda value: [song.update(path=path) for song in value["songs"] if song["track"] == track])
+    (data / "processed" / "features.json").unlink()
+    assert extract_features.main(["--data", str(data), "--workers", "1"]) == 1
+    assert one_line(capsys).endswith("has changed since it was checked: run prepare_gtzan_data.py again; skipped")
+    assert track not in json.loads((data / "processed" / "features.json").read_text())["songs"]
+
+
 def test_features_of_other_settings_are_refused(pipeline, tmp_path, capsys):
     data = copy_data(pipeline, tmp_path)
     path = data / "processed" / "features.json"
@@ -59,7 +71,10 @@ def test_features_of_another_song_are_refused(pipeline, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("script", [create_cleaned_features, verify_model_features, train_fusion])
-@pytest.mark.parametrize("text", ["{}", "[]", "7", "{"])
+@pytest.mark.parametrize(
+    "text",
+    ["{}", "[]", "7", "{", '{"split": {}, "members": [], "settings": {}, "sizes": {}, "held_out": {"val": true}}'],
+)
 def test_a_damaged_provenance_is_refused(pipeline, tmp_path, capsys, script, text):
     data = copy_data(pipeline, tmp_path)
     path = data / "fusion_features" / "provenance.json"
@@ -132,6 +147,22 @@ def not_a_table(folder: Path) -> None:
     np.save(folder / "test_features.npy", np.load(folder / "test_features.npy").ravel())
 
 
+def nan_probability(folder: Path) -> None:
+    array = np.load(folder / "test_log_probabilities.npy")
+    array[2, 1, 0] = np.nan
+    np.save(folder / "test_log_probabilities.npy", array)
+
+
+def a_member_too_few(folder: Path) -> None:
+    np.save(folder / "val_log_probabilities.npy", np.load(folder / "val_log_probabilities.npy")[:, 1:])
+
+
+def another_selector(folder: Path) -> None:
+    selector = np.load(folder / "selector.npy")
+    selector[7] = ~selector[7]
+    np.save(folder / "selector.npy", selector)
+
+
 def not_numbers(folder: Path) -> None:
     np.save(folder / "val_features_cleaned.npy", np.array([["a", "b"]] * 12))
 
@@ -154,6 +185,9 @@ def constant(folder: Path) -> None:
         (not_a_table, "test_features.npy", "not a table of numbers"),
         (not_numbers, "val_features_cleaned.npy", "not a table of numbers"),
         (constant, "train_features_cleaned.npy", "1 cleaned dimensions are constant"),
+        (another_selector, "val_features_cleaned.npy", "not what selector.npy keeps"),
+        (nan_probability, "test_log_probabilities.npy", "1 rows hold NaN or infinity"),
+        (a_member_too_few, "val_log_probabilities.npy", "(12, 2, 10), not a table of numbers"),
     ],
 )
 def test_verify_names_the_unusable_file(pipeline, tmp_path, capsys, change, file, reason):
@@ -162,6 +196,16 @@ def test_verify_names_the_unusable_file(pipeline, tmp_path, capsys, change, file
     assert verify_model_features.main(["--data", str(data)]) == 1
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("unusable: ")]
     assert any(file in line and reason in line for line in lines), lines
+
+
+@pytest.mark.parametrize("change", [nan, a_member_too_few, another_selector])
+def test_the_fusion_refuses_unusable_files(pipeline, tmp_path, capsys, change):
+    data = copy_data(pipeline, tmp_path)
+    change(data / "fusion_features")
+    if change is another_selector:
+        np.save(data / "fusion_features" / "selector.npy", np.ones(7, dtype=bool))
+    assert train_fusion.main(["--data", str(data), "--models", str(tmp_path / "models")]) == 1
+    assert ".npy is " in one_line(capsys)
 
 
 def test_verify_names_a_file_that_is_no_array(pipeline, tmp_path, capsys):

@@ -112,6 +112,16 @@ def test_songs_below_the_page_are_found_relative_to_it(tmp_path):
     assert urls == ["./a%20b/50%25.wav", "file:///else/javascript%3Ax.wav"]
 
 
+def test_the_page_may_be_named_by_a_way_round(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    report = Report(Path("../page.html"), GENRES, RUN, {})
+    report.add(str(tmp_path / "a.wav"), UserError("bad"))
+    report._take(record(str(tmp_path / "b.wav"), 0.5, 0.3, 0.2))
+    report.finish()
+    assert data_of((tmp_path / "page.html").read_text(encoding="utf-8"))["songs"][1]["url"] == "./b.wav"
+
+
 def test_only_an_earlier_report_is_replaced(detect, tmp_path):
     song = tmp_path / "song.wav"
     song.write_bytes(b"<!doctype html>\nprecious")
