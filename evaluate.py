@@ -17,7 +17,7 @@ Writes  results/evaluation.json, results/predictions.csv, results/confusion_<mod
 
 Examples
     python evaluate.py
-    python evaluate.py --update README.md    # put the table between the marks in README.md
+    python evaluate.py --update models/README.md    # put the tables between the marks there
     python evaluate.py --protocol artist --update README.md
 """
 
@@ -185,6 +185,8 @@ def protocol_tables(result: dict[str, Any]) -> list[Table]:
     header += ["macro-F1, %", "calibration error, %", "validation, %", "rounds, %"]
     rows = []
     for name, scores in result["models"].items():
+        if name == "average" and any(result["refit"]):  # the fusion is that
+            continue
         row = [name, percent(scores["mean"]), percent(scores["spread"])]
         row += ["-".join(map(percent, scores[key])) for key in ("wilson_95", "artists_95")]
         if rare:
@@ -205,10 +207,7 @@ def refit_words(epochs: Sequence[int]) -> str:
 
 def chance_words(figures: dict[str, Any]) -> str:
     mean, high = (percent(part) for part in figures["perfect_calibration_error"])
-    return (
-        f"With its probabilities a perfectly calibrated one would have a calibration error of {mean} % on average, and "
-        f"up to {high} % in 95 of 100 cases."
-    )
+    return f"By chance alone its calibration error would be {mean} % on average, up to {high} % in 95 of 100 cases."
 
 
 def caption(result: dict[str, Any]) -> str:
@@ -234,7 +233,7 @@ def protocol_caption(result: dict[str, Any]) -> str:
         f"{result['different_songs']} different test songs.{refit_words(result['refit'])} The fusion is "
         f"{100 * gain['difference']:+.1f} points from its best member, {result['best_member']} (bootstrap "
         f"over artists {low} to {high}, McNemar p {gain['mcnemar_p']:.2g}). {chance_words(result['models'][FUSION])} "
-        "Spread: standard deviation of the rounds. "
+        "Spread: standard deviation of the rounds. Differences are of the pooled answers, means of the rounds. "
         "Pooled 95 % and p take answers as independent, which those about songs of one artist are not."
         + (" After a refit a round's fusion is the average, nothing is fitted." if any(result["refit"]) else "")
     )
@@ -306,7 +305,8 @@ def protocol(name: str, folders: Sequence[Path], results: Path) -> dict[str, Any
     result = {"protocol": name, "rounds": len(folders), **pooled(pool, FUSION), "versions": library_versions()}
     figures = result["models"][FUSION]
     title = f"fusion, {name}: {percent(figures['mean'])} %, {len(folders)} rounds"
-    draw_confusion(np.array(figures["confusion"]), pool.genres, title, results / f"protocol_{name}_confusion.png")
+    confusion, path = np.array(figures["confusion"]), results / f"protocol_{name}_confusion.png"
+    draw_confusion(confusion, pool.genres, title, path, "answers")
     outputs = {model: (probabilities, pool.labels) for model, probabilities in pool.outputs.items()}
     draw_reliability(outputs, f"{name}, {len(folders)} rounds", results / f"protocol_{name}_reliability.png")
     write_json(results / f"protocol_{name}.json", result)

@@ -115,15 +115,15 @@ def picture(path: Path, *shape: int, **options: Any) -> Iterator[tuple[Any, Any]
         pyplot.close(figure)
 
 
-def draw_confusion(matrix: np.ndarray, genres: list[str], title: str, path: Path) -> None:
-    """A picture of a confusion matrix: true genres down, predicted across, counts in the cells."""
+def draw_confusion(matrix: np.ndarray, genres: list[str], title: str, path: Path, counted: str = "songs") -> None:
+    """A picture of a confusion matrix: true genres down, predicted across, counts of ``counted`` in the cells."""
     parts = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     size = 2.5 + 0.5 * len(genres)
     with picture(path, figsize=(size, size)) as (_, axes):
         axes.imshow(parts, cmap="Blues", vmin=0, vmax=1)
         axes.set_xticks(range(len(genres)), genres, rotation=45, ha="right")
         axes.set_yticks(range(len(genres)), [f"{g} ({n})" for g, n in zip(genres, matrix.sum(axis=1), strict=True)])
-        axes.set(xlabel="predicted", ylabel="true (songs)", title=title)
+        axes.set(xlabel="predicted", ylabel=f"true ({counted})", title=title)
         for (row, column), count in np.ndenumerate(matrix):
             if count:
                 colour = "white" if parts[row, column] > 0.5 else "black"
@@ -142,7 +142,7 @@ def draw_reliability(outputs: Mapping[str, tuple[np.ndarray, np.ndarray]], title
             full = np.array([row for row in reliability(probabilities, labels) if row[0] >= LEAST_DRAWN]).reshape(-1, 3)
             counts, said, was = full.T
             (line,) = axes.plot(said, was, label=f"{name} ({100 * calibration_error(probabilities, labels):.1f} %)")
-            axes.scatter(said, was, 4 + 300 * counts / len(labels), color=line.get_color())
+            axes.scatter(said, was, 4 + 300 * counts / len(labels), color=line.get_color(), alpha=0.7, clip_on=False)
         axes.set(
             xlim=(0, 1), ylim=(0, 1), xlabel="top probability", ylabel="part of the songs that were right", title=title
         )

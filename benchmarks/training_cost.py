@@ -292,7 +292,8 @@ def draw_cost(rows: Sequence[Row], title: str, path: Path) -> None:
     with picture(path, figsize=(9, 6)) as (figure, axes):
         for (name, recipe), by_seed in runs.items():
             colour, marker = colours[name], markers[recipe]
-            windows = np.array([float(row["windows"]) for row in by_seed.values()])
+            aside = 1 + 0.03 * (1 + AT_EQUAL_BUDGET.index(name)) if name in AT_EQUAL_BUDGET else 1  # lest they cover
+            windows = aside * np.array([float(row["windows"]) for row in by_seed.values()])
             tests = np.array([100 * accuracy(row) for row in by_seed.values()])
             spread = tests.std(ddof=1) if len(tests) > 1 else 0.0
             axes.errorbar(windows.mean(), tests.mean(), spread, color=colour, marker=marker, capsize=4)
@@ -306,7 +307,7 @@ def draw_cost(rows: Sequence[Row], title: str, path: Path) -> None:
             lines.Line2D([], [], color="0.4", marker=marker, linestyle="none", label=recipe or "the script's recipe")
             for recipe, marker in markers.items()
         ]
-        axes.set(xscale="log", xlabel="windows trained on", ylabel="song accuracy, %: test songs", title=title)
+        axes.set(xscale="log", xlabel="windows trained on", ylabel="test accuracy, %", title=title)
         axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(ticker.EngFormatter())
         axes.xaxis.set_minor_formatter(ticker.NullFormatter())
@@ -317,13 +318,17 @@ def draw_cost(rows: Sequence[Row], title: str, path: Path) -> None:
 def draw_graduation(rows: Sequence[Row], title: str, path: Path) -> None:
     """A band a class, a line a seed within it: when the class was graduated. The ends of lines are demotions."""
     shown = {
-        f"{name} {recipe}".strip(): runs
+        f"{name}, " + (recipe or "the script's recipe"): runs
         for (name, recipe), runs in by_schedule(rows).items()
         if name in ("hyper-dynamic", "published")
     }
-    size = {"figsize": (2 + 4 * len(shown), 6)}
-    with picture(path, 1, max(1, len(shown)), sharey=True, squeeze=False, **size) as (figure, all_axes):
-        for axes, (name, by_seed) in zip(all_axes[0], shown.items(), strict=False):
+    columns = 3
+    lines = max(1, -(-len(shown) // columns))
+    size = {"figsize": (10, 1 + 4 * lines)}
+    with picture(path, lines, columns, sharey=True, squeeze=False, **size) as (figure, all_axes):
+        for axes in all_axes.flat[len(shown) :]:
+            axes.remove()
+        for axes, (name, by_seed) in zip(all_axes.flat, shown.items(), strict=False):
             genres: list[str] = []
             for place, row in enumerate(by_seed.values()):
                 last = len(row["windows_by_epoch"].split())
@@ -334,7 +339,7 @@ def draw_graduation(rows: Sequence[Row], title: str, path: Path) -> None:
                     bottom = level - 0.4 + place * height
                     axes.broken_barh([(start, end - start) for start, end in bars], (bottom, height), color=f"C{place}")
                 axes.set(xlim=(0, last), xlabel="epoch")
-            axes.set_title(textwrap.fill(name, 40), fontsize="medium")
+            axes.set_title(textwrap.fill(name, 34), fontsize="medium")
             axes.set_yticks(range(len(genres)), genres)
             axes.set_ylim(len(genres) - 0.5, -0.5)
             axes.hlines(np.arange(1, len(genres)) - 0.5, 0, axes.get_xlim()[1], color="0.8", linewidth=0.8)
@@ -393,8 +398,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     table, note = summary(rows, title), f"Split {split}; spread over seeds; {versions_line()}"
     if args.update:
         write_text(args.update, with_tables(args.update, markdown(note, [table]), "training_cost.py"))
-    draw_cost(rows, title, args.results / "training_cost.png")
-    draw_graduation(rows, title, args.results / "graduation.png")
+    network = title.rpartition(", ")[0]
+    draw_cost(rows, network, args.results / "training_cost.png")
+    draw_graduation(rows, network, args.results / "graduation.png")
     print(f"{format_table(*table)}\n\n{note}")
     return 0
 
