@@ -50,7 +50,7 @@ from common import (
 )
 from repeats import DEFAULT_THRESHOLD, Repeat, find_repeats, fingerprint, sound_digest
 from sound_faults import no_file
-from splits import check_apart, drop_crossing_repeats, linked_groups, share_out, split_fold
+from splits import check_apart, drop_crossing_repeats, drop_joint_credits, linked_groups, share_out, split_fold
 
 NESTED = ("genres", "genres_original", "Data/genres_original", "Data/genres")  # where data sets put the genre folders
 PUBLISHED_LISTS = {"train": "train_filtered.txt", "val": "valid_filtered.txt", "test": "test_filtered.txt"}
@@ -369,7 +369,8 @@ def split_songs(
 
     Returns
     -------
-    Tracks of each split, what a catalogue says of the split, and the tracks dropped because they repeat others.
+    Tracks of each split, what a catalogue says of the split, and the tracks that are in none because they repeat a song
+    of another list or share an artist by joint credit across the border of the test songs.
     """
     usable = [song for song in songs if song.verdict == "ok"]
     place = {song.track: index for index, song in enumerate(usable)}
@@ -395,6 +396,8 @@ def split_songs(
             name: sorted(song.track for song, place in zip(usable, part, strict=True) if place == number)
             for number, name in enumerate(SPLITS)
         }
+        if method == "artist":
+            dropped = drop_joint_credits(splits, {song.track: artist_names(song.artist) for song in usable})
     kinds = {"repeat": {track: str(group) for track, group in group_of.items()}}
     if method == "artist":
         kinds["artist"] = {song.track: artist_key(song.artist) for song in usable}
@@ -442,7 +445,11 @@ def _run(args: argparse.Namespace) -> int:
         songs, repeated, args.split, args.seed, args.val_fraction, args.test_fraction, fold, args.split_lists
     )
     for track in dropped:
-        complain(f"{track} repeats a song of another list and is in none")
+        listed = args.split == "fault_filtered"
+        reason = (
+            "repeats a song of another list" if listed else "has an artist on both sides of the test by joint credit"
+        )
+        complain(f"{track} {reason} and is in no list")
     by_track = {song.track: song for song in songs}
     catalogue = Catalogue(genres, by_track, splits, split, args.data)
     write_catalogue(
@@ -461,7 +468,7 @@ def _run(args: argparse.Namespace) -> int:
                 }
                 for tracks, pair in zip(repeated, repeats, strict=True)
             ],
-            "dropped_repeats": dropped,
+            "dropped": dropped,
         },
     )
     _report_splits(catalogue, len(left_out))

@@ -114,6 +114,26 @@ def drop_crossing_repeats(splits: dict[str, list[str]], group_of: Mapping[str, i
     return dropped
 
 
+def drop_joint_credits(splits: dict[str, list[str]], names_of: Mapping[str, set[str]]) -> list[str]:
+    """Take out joint credits with an artist who is also on the other side of the border of the test songs.
+
+    Of those that share one across it the test's stays. Training and validation may share artists by joint credit.
+    Changes ``splits``; returns the tracks dropped.
+
+    Parameters
+    ----------
+    names_of : everybody whom a track's credit names; a joint credit has several (``catalogue.artist_names``)
+    """
+    dropped: list[str] = []
+    for sides, others in ((("train", "val"), ("test",)), (("test",), ("train", "val"))):
+        there = set[str]().union(*(names_of[track] for name in others for track in splits[name]))
+        for name in sides:
+            crossing = {track for track in splits[name] if len(names_of[track]) > 1 and names_of[track] & there}
+            splits[name] = [track for track in splits[name] if track not in crossing]
+            dropped += sorted(crossing)
+    return dropped
+
+
 def check_apart(splits: Mapping[str, Sequence[str]], kinds: Mapping[str, Mapping[str, str]]) -> None:
     """Raise RuntimeError where a song is listed twice or two splits share a key of any kind.
 

@@ -21,7 +21,7 @@ import prepare_gtzan_data as prepare
 from catalogue import SPLITS, Catalogue, artist_names, read_catalogue
 from common import UserError, one_line
 from repeats import DEFAULT_THRESHOLD, find_repeats, fingerprint, sound_digest
-from splits import check_apart, drop_crossing_repeats, linked_groups, share_out, split_fold
+from splits import check_apart, drop_crossing_repeats, drop_joint_credits, linked_groups, share_out, split_fold
 
 RATE = 22_050
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
@@ -345,6 +345,27 @@ def test_artist_split(tmp_path: Path, songs: Path, capsys: pytest.CaptureFixture
     assert "0 of 3 test songs have an artist who is in training" in output
 
 
+NAMES = st.sets(st.sampled_from("abcdef"), min_size=1, max_size=3)
+
+
+@given(st.lists(st.tuples(st.sampled_from(SPLITS), NAMES), max_size=30))
+def test_no_joint_credit_crosses_into_the_test(songs: list[tuple[str, set[str]]]) -> None:
+    names = {str(number): {*names, "&".join(sorted(names))} for number, (_, names) in enumerate(songs)}
+    solo = {track for track, credit in names.items() if len(credit) == 1}
+    at_home: dict[str, str] = {}  # a solo artist's songs are on one side
+    splits: dict[str, list[str]] = {name: [] for name in SPLITS}
+    for number, (split, _) in enumerate(songs):
+        track = str(number)
+        splits[at_home.setdefault(*names[track], split) if track in solo else split].append(track)
+    before = {name: list(tracks) for name, tracks in splits.items()}
+    dropped = drop_joint_credits(splits, names)
+    assert not set(dropped) & solo
+    assert {name: [track for track in tracks if track not in dropped] for name, tracks in before.items()} == splits
+    inside = set().union(*(names[track] for track in splits["test"]))
+    outside = set().union(*(names[track] for track in splits["train"] + splits["val"]))
+    assert not inside & outside
+
+
 def test_joint_credits_are_counted(tmp_path: Path, songs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert artist_names("A One, B  Two & C. Three") == {"a one, b two & c. three", "a one", "b two", "c. three"}
     assert artist_names("Andy Withers") == {"andy withers"}
@@ -409,7 +430,7 @@ def test_published_lists_with_absent_songs(tmp_path: Path, songs: Path, capsys: 
     assert "lists 4 songs: 1 are not here, 1 can't be used, 2 remain" in errors
     assert "waltz.00000 repeats a song of another list" in errors
     assert "val has no song of samba, waltz: none of its list is here" in errors
-    assert metadata(tmp_path / "data")["dropped_repeats"] == ["waltz.00000"]
+    assert metadata(tmp_path / "data")["dropped"] == ["waltz.00000"]
 
 
 def test_overlapping_lists_are_refused(tmp_path: Path) -> None:
