@@ -149,7 +149,7 @@ def _extract(archive: Path, target: Path, limits: Limits | None) -> int:
 
 
 def _is_zip(archive: Path) -> bool:
-    """A zip, and no tar with one in its end, which looks like a zip with something before it."""
+    """Whether it is a zip: a tar that ends with one looks like one too."""
     with archive.open("rb") as stream:
         return stream.read(4) == b"PK\3\4" or (archive.suffix.lower() == ".zip" and zipfile.is_zipfile(stream))
 

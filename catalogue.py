@@ -59,9 +59,12 @@ def artist_key(artist: str) -> str:
 
 
 def artist_names(artist: str) -> set[str]:
-    """Keys of an artist and of everybody whom a joint credit names: who sings on "A, B & C" sings as B too."""
+    """Keys of an artist and of everybody whom a joint credit names: who sings on "A, B & C" sings as B too.
+
+    Bands with such names are taken apart as well.
+    """
     key = artist_key(artist)
-    return {key, *re.split(r"\s*[,&/;+]\s*|\s(?:and|with|feat\.?|ft\.?|vs\.?)\s", key)} - {""}
+    return {key, *re.split(r"(?:\s*(?:[,&/;+()]|\b(?:and|with|featuring|feat|ft|vs)\b\.?)\s*)+", key)} - {""}
 
 
 def split_list(songs: Mapping[str, Song], tracks: Iterable[str]) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
-import importlib.metadata
 import io
 import json
 import math
@@ -145,11 +144,13 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
 def _open_standard_streams() -> None:
     """Make standard streams of what the caller closed, lest the next file that is opened be taken for one of them.
 
-    A name that the output's encoding lacks is spelled out there.
+    Characters that standard output can't encode are spelled out there.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # each gets the lowest number that is free
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+            stream = open(os.devnull, mode)  # noqa: SIM115
+            os.set_inheritable(stream.fileno(), True)  # workers have them too
+            setattr(sys, name, stream)
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -226,6 +227,8 @@ def format_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str
 
 def library_versions() -> dict[str, str]:
     """Versions of Python and of the libraries that decide a result, saved with every result."""
+    import importlib.metadata  # a tenth of the time that --help takes
+
     names = ("torch", "librosa", "numpy", "scikit-learn", "soundfile", "soxr")
     return {"python": sys.version.split()[0], **{name: importlib.metadata.version(name) for name in names}}
 

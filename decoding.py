@@ -151,8 +151,7 @@ class SoundReader:
 
         read = 0
         try:
-            # Not by its name, which may look like an address or be no valid text
-            with self.path.open("rb") as file, av.open(file, "r") as container:
+            with av.open(f"file:{self.path}", "r") as container:  # a name with a colon is no address
                 if not container.streams.audio:
                     raise UserError(f"{self.path}: can't be decoded (there is no sound in it)")
                 stream = container.streams.audio[0]

@@ -77,18 +77,15 @@ def _matches(pattern: str) -> Iterator[str]:
 
 def _walk(top: str, onerror: Callable[[OSError], None] | None = None) -> Iterator[tuple[str, list[str]]]:
     """Folders that aren't hidden, each with the names of its files; links are followed, to no folder twice."""
-    home = os.path.realpath(top)
-    seen = {home}
+    seen = {os.path.realpath(top)}
     for folder, folders, files in os.walk(top, onerror=onerror, followlinks=True):
-        inside = []
-        for entry in sorted(folders):
-            path = os.path.join(folder, entry)
-            real = os.path.realpath(path)
-            met_anyway = os.path.islink(path) and os.path.join(real, "").startswith(os.path.join(home, ""))
-            if not entry.startswith(".") and entry != "__MACOSX" and real not in seen and not met_anyway:
-                seen.add(real)
-                inside.append(entry)
-        folders[:] = inside
+        real = {entry: os.path.realpath(os.path.join(folder, entry)) for entry in folders}
+        new = []
+        for entry in sorted(folders, key=lambda entry: (os.path.islink(os.path.join(folder, entry)), entry)):
+            if not entry.startswith(".") and entry != "__MACOSX" and real[entry] not in seen:
+                seen.add(real[entry])
+                new.append(entry)
+        folders[:] = sorted(new)
         yield folder, sorted(files)
 
 

@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 
 SCHEMA = 1  # of JSON lines and CSV; grows when a field is removed or changes its meaning
 UNLIKE = {"noise": "nothing but noise, a tone or silence", "speech": "speech"}  # what the detector calls no music
-ANSWER = {"duration_s", "genre", "probabilities", "confident", "sounds_like", "notes"}  # what a song's record holds
+ANSWER: dict[str, type | tuple[type, ...]] = {  # what the record of a song holds that has an answer
+    "duration_s": (int, float),
+    "genre": str,
+    "probabilities": dict,
+    "confident": bool,
+    "sounds_like": (str, type(None)),
+    "notes": list,
+}
 BAR_WIDTH = 32
 RULE_WIDTH = 64
 PLAIN_WIDTH = 10_000  # columns where the output is no terminal: nothing is shortened
@@ -133,8 +140,13 @@ def songs_done(path: Path, run: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {
         name: record
         for name, record in records.items()
-        if record["run"] == run and record.keys() >= ANSWER and _unchanged(record)
+        if record["run"] == run and _is_answer(record) and _unchanged(record)
     }
+
+
+def _is_answer(record: dict[str, Any]) -> bool:
+    typed = all(key in record and isinstance(record[key], kind) for key, kind in ANSWER.items())
+    return typed and record["genre"] in record["probabilities"]
 
 
 def _unchanged(record: dict[str, Any]) -> bool:

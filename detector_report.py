@@ -62,7 +62,10 @@ class Report:
         """Write the page whole, or not at all. Raises WriteError if that can't be."""
         for record in [*self.earlier.values()]:  # after Ctrl-C another thread may still add to them
             self._take(record)
-        write_text(self.path, page(self.songs, self.genres, self.run, Path(os.path.abspath(self.path)).parent))
+        home = Path(os.path.abspath(self.path)).parent
+        if os.path.realpath(home) != os.path.realpath(self.path.parent):  # ".." after a link leads elsewhere
+            home = self.path.absolute().parent
+        write_text(self.path, page(self.songs, self.genres, self.run, home))
 
 
 def check_target(path: Path) -> None:

@@ -233,7 +233,7 @@ def protocol_caption(result: dict[str, Any]) -> str:
         f"{result['different_songs']} different test songs.{refit_words(result['refit'])} The fusion is "
         f"{100 * gain['difference']:+.1f} points from its best member, {result['best_member']} (bootstrap "
         f"over artists {low} to {high}, McNemar p {gain['mcnemar_p']:.2g}). {chance_words(result['models'][FUSION])} "
-        "Spread: standard deviation of the rounds. Differences are of the pooled answers, means of the rounds. "
+        "Spread: standard deviation of the rounds. Means are over rounds, differences over pooled answers. "
         "Pooled 95 % and p take answers as independent, which those about songs of one artist are not."
         + (" After a refit a round's fusion is the average, nothing is fitted." if any(result["refit"]) else "")
     )
@@ -259,7 +259,7 @@ def with_tables(path: Path, text: str, mark: str) -> str:
 
     Raises UserError if it is absent or has no marks.
     """
-    pattern = re.compile(rf"(<!-- {re.escape(mark)} -->\n).*?(<!-- end -->)", re.DOTALL)
+    pattern = re.compile(rf"(<!-- {re.escape(mark)} -->\n)(?:(?!<!-- ).)*(<!-- end -->)", re.DOTALL)
     try:
         document = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:

@@ -290,7 +290,7 @@ def _output(args: argparse.Namespace) -> Iterator[IO[str]]:
         try:
             yield stream
         finally:
-            write_text(args.output, stream.getvalue())
+            write_text(Path(os.path.realpath(args.output)), stream.getvalue())
     else:
         try:
             with args.output.open("a", encoding="utf-8", newline="\n") as file:

@@ -43,7 +43,7 @@ VALIDATION_WINDOWS = 4  # a song, in the checks during training; the final figur
 
 
 def pick_device(choice: str = "auto") -> torch.device:
-    """MPS, else CUDA, else CPU; or the one asked for. Raises UserError if that one isn't there or has another name."""
+    """MPS, else CUDA, else CPU; or the one asked for. Raises UserError if that one is absent or unknown."""
     import torch
 
     there = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(), "cpu": True}
@@ -180,7 +180,10 @@ class Trainer:
         """
         log = self.folder / "log.jsonl"
         if resume:
-            self._load_latest()
+            try:
+                self._load_latest()
+            except UserError as error:  # every rank has it
+                self.team.refuse(str(error))
         else:  # what an earlier run left must not be what --resume goes on from
             self.team.tell((self.folder / "latest.safetensors").unlink, True)
         try:
@@ -411,7 +414,7 @@ class Trainer:
             epochs = chosen["progress"]["epoch"] + 1
         halves = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
         if not all(value.isfinite().all() for value in halves.values()):
-            raise UserError("the weights are too large for half precision: try a smaller --learning-rate")
+            raise UserError("the weights are too large for half precision: try a smaller --learning-rate, with --force")
         return halves, epochs
 
     def _held_out(self) -> dict[str, float]:

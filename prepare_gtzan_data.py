@@ -300,7 +300,7 @@ def _report_splits(catalogue: Catalogue, left_out: int) -> None:
         shared = sum(not trained_on.isdisjoint(artist_names(songs[track].artist)) for track in tracks)
         if known:
             print(
-                f"{shared} of {len(tracks)} {split} songs have an artist who is in training too, be it by joint credit"
+                f"{shared} of {len(tracks)} {split} songs have an artist who is in training too, joint credits included"
             )
     for split in SPLITS:
         if missing := [genre for genre in catalogue.genres if not counts[split][genre]]:
@@ -446,10 +446,8 @@ def _run(args: argparse.Namespace) -> int:
     )
     for track in dropped:
         listed = args.split == "fault_filtered"
-        reason = (
-            "repeats a song of another list" if listed else "has an artist on both sides of the test by joint credit"
-        )
-        complain(f"{track} {reason} and is in no list")
+        reason = "repeats a song of another list" if listed else "names an artist on the other side of the test"
+        complain(f"{track} is left out: it {reason}")
     by_track = {song.track: song for song in songs}
     catalogue = Catalogue(genres, by_track, splits, split, args.data)
     write_catalogue(

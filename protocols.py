@@ -32,7 +32,7 @@ from predict import wilson_interval
 ROUNDS = {"random": 5, "artist": 5, "fault_filtered": 3}
 WHAT = {
     "random": "split seeds; songs of one artist are on both sides",
-    "artist": "artist-grouped folds; each song is tested once",
+    "artist": "artist-grouped folds; no song is tested twice",
     "fault_filtered": "training seeds on the published lists",
 }
 ROOT = Path(__file__).resolve().parent
@@ -76,7 +76,7 @@ def prepare_round(folder: Path, catalogue: Catalogue, repeats: Sequence[Any]) ->
         if features.suffix != ".txt" and not target.exists():
             target.unlink(missing_ok=True)  # a link to where the features were before
             lend(features, target)
-    if not there:
+    if not there or read_catalogue(data).songs != catalogue.songs:  # the songs may have moved
         write_catalogue(dataclasses.replace(catalogue, data=data), {"repeats": [{"tracks": pair} for pair in repeats]})
 
 
@@ -150,13 +150,17 @@ def train(script: str, name: str, folder: Path, seed: int, options: Sequence[str
 
 
 def is_scored(folder: Path) -> bool:
-    """Whether a round's results are there and of the networks that are there."""
+    """Whether a round's results are there, of the networks that are there and about all of its test songs."""
     path = folder / "results" / "evaluation.json"
     if not path.exists():
         return False
     from extract_model_features import MEMBERS
 
-    scored = read_json(path, "evaluate.py", "checkpoints")["checkpoints"]
+    result = read_json(path, "evaluate.py", "checkpoints", "models")
+    answers = {model.get("test", {}).get("songs") for model in result["models"].values()}
+    if answers != {len(read_catalogue(folder / "data").splits["test"])}:
+        return False  # a song couldn't be read when it was scored
+    scored = result["checkpoints"]
     return all(
         name in scored and scored[name]["sha256"] == file_sha256(folder / "models" / name / "model.safetensors")
         for name in MEMBERS
@@ -205,6 +209,9 @@ def run_rounds(
                 future.result()
             if not is_scored(folders[number]):
                 finish(folders[number], number, device)
+                if not is_scored(folders[number]):
+                    log = folders[number] / "evaluate.log"
+                    raise UserError(f"not all test songs of {folders[number].name} were scored: {log} names them")
                 complain(f"{folders[number].name} is done")
 
         for number, folder in enumerate(folders):
@@ -246,7 +253,7 @@ class Pool:
 def read_rounds(folders: Sequence[Path]) -> Pool:
     """What ``evaluate.py`` wrote in each round's folder.
 
-    Raises UserError if a round isn't done or was trained with other settings than the first.
+    Raises UserError if a round isn't done, is damaged or was trained with other settings than the first.
     """
     from extract_model_features import recipe
 
@@ -304,7 +311,7 @@ def pooled(pool: Pool, fusion: str) -> dict[str, Any]:
         models[model] = {
             "by_round": by_round,
             "mean": float(np.mean(by_round)),
-            "spread": float(np.std(by_round, ddof=1)) if len(rounds) > 1 else 0.0,
+            "spread": float(np.std(by_round, ddof=1)) if len(rounds) > 1 else None,
             "wilson_95": wilson_interval(int(good.sum()), len(good)),
             "artists_95": bootstrap_difference(good, np.zeros_like(good), pool.artists),
             "without_rare": float(good[common].mean()),

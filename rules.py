@@ -56,7 +56,7 @@ class Settings:
     struggle_below: float = setting(0.5, "smoothed accuracy below which a class struggles", high=1)
     struggle_after: float = setting(0.17, "part of the schedule before a class can struggle", high=1)
     struggling_overlap: float = setting(0.75, "overlap of training windows of a struggling class", high=0.95)
-    weight_strength: float = setting(1.0, "how far class weights follow the errors", high=100)
+    weight_strength: float = setting(1.0, "how far class weights follow the errors", high=20)
     consolidation: float = setting(0.2, "last part of the schedule, in which every class trains in full", high=1)
     check_every: int = setting(3, "epochs between two looks at the validation songs", low=1)
 
@@ -155,7 +155,7 @@ def update_classes(
 
 
 def in_consolidation(epoch: int, rules: Settings) -> bool:
-    return epoch >= rules.epochs * (1 - rules.consolidation)
+    return rules.consolidation > 0 and epoch >= rules.epochs * (1 - rules.consolidation)
 
 
 def training_rate(state: ClassState, epoch: int, rules: Settings) -> float:

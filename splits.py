@@ -115,22 +115,35 @@ def drop_crossing_repeats(splits: dict[str, list[str]], group_of: Mapping[str, i
 
 
 def drop_joint_credits(splits: dict[str, list[str]], names_of: Mapping[str, set[str]]) -> list[str]:
-    """Take out joint credits with an artist who is also on the other side of the border of the test songs.
+    """Take out joint credits with an artist who is also on the other side of the test.
 
-    Of those that share one across it the test's stays. Training and validation may share artists by joint credit.
-    Changes ``splits``; returns the tracks dropped.
+    A joint credit in the test gives way to the songs of such an artist alone; any other stays in the test. Training and
+    validation may share artists by joint credit. Changes ``splits``; returns the tracks dropped.
 
     Parameters
     ----------
     names_of : everybody whom a track's credit names; a joint credit has several (``catalogue.artist_names``)
+
+    Raises
+    ------
+    UserError where a quarter of the songs would go, or all of a split.
     """
+    joint = {track for tracks in splits.values() for track in tracks if len(names_of[track]) > 1}
+    count = sum(map(len, splits.values()))
     dropped: list[str] = []
-    for sides, others in ((("train", "val"), ("test",)), (("test",), ("train", "val"))):
-        there = set[str]().union(*(names_of[track] for name in others for track in splits[name]))
+
+    def drop(sides: Sequence[str], there: set[str]) -> None:
         for name in sides:
-            crossing = {track for track in splits[name] if len(names_of[track]) > 1 and names_of[track] & there}
+            crossing = {track for track in splits[name] if track in joint and names_of[track] & there}
             splits[name] = [track for track in splits[name] if track not in crossing]
-            dropped += sorted(crossing)
+            dropped.extend(sorted(crossing))
+
+    rest = [track for name in SPLITS if name != "test" for track in splits[name]]
+    drop(["test"], set().union(*(names_of[track] for track in rest if track not in joint)))
+    drop(["train", "val"], set().union(*(names_of[track] for track in splits["test"])))
+    if dropped and (len(dropped) > count / 4 or not all(splits.values())):
+        problem = f"{len(dropped)} of {count} songs share an artist with songs on the other side of the test"
+        raise UserError(f"{problem} by joint credits such as that of {dropped[0]}: name one artist a song in the index")
     return dropped
 
 

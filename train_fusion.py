@@ -260,6 +260,8 @@ def round_rows(
         raise UserError("the rounds have other genres or settings than the networks: train both alike")
     usable = {*catalogue.splits["train"], *catalogue.splits["val"]}
     use = np.array([track in usable for track in pool.tracks], dtype=bool)
+    if len(set(pool.tracks[use])) < use.sum():
+        raise UserError("the rounds test a song more than once, as if it were several: take those of artist folds")
     if not use.any():
         raise UserError(f"no training or validation song of {catalogue.data} is a test song of these rounds")
     outputs = np.stack([pool.outputs[name][use] for name in members], axis=1)

@@ -1,6 +1,7 @@
 """Check the fusion's feature files and say whether they can be used.
 
-Shape, NaN and infinity, constant dimensions, labels and tracks against the catalogue, songs in two splits, and
+Of features, cleaned features and log-probabilities: shape, NaN and infinity, constant dimensions, what selector.npy
+keeps, labels and tracks against the catalogue, songs in two splits, and
 linear separability: a cross-validated logistic regression on the held-out validation songs must beat guessing (not
 after a --refit: then they aren't held out).
 Test rows are checked for form only; their labels play no part.

@@ -283,7 +283,10 @@ def summary(rows: Sequence[Row], title: str) -> Table:
 
 
 def draw_cost(rows: Sequence[Row], title: str, path: Path) -> None:
-    """Honest test accuracy against windows trained on: a dot a run, the mean and its spread; the composite hollow."""
+    """Honest test accuracy against windows trained on: a dot a run, the mean and its spread; the composite hollow.
+
+    What spends hyper-dynamic's budget is drawn beside it, a few per cent to the right.
+    """
     from matplotlib import lines, ticker
 
     runs = by_schedule(rows)

@@ -114,6 +114,10 @@ def test_bad_usage_leaves_with_two(capsys, demo):
 
 
 def test_unknown_model_or_folder_from_python(tmp_path):
+    with pytest.raises(UserError, match="min_confidence 5 is not between 0 and 1"):
+        GenreDetector(min_confidence=5)
+    with pytest.raises(UserError, match="--device cuda:0: no such device here"):
+        GenreDetector(device="cuda:0")
     with pytest.raises(UserError, match="no model 'knn': choose from fusion"):
         GenreDetector("knn")
     with pytest.raises(UserError, match=r"run train_bigru_cnn\.py first"):

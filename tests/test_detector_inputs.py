@@ -68,8 +68,10 @@ def test_links_are_followed_to_no_folder_twice(library, tmp_path_factory):
     links = {"sub/up": library, "sub/round": library / "sub", "there": elsewhere, "again": elsewhere}
     for name, target in links.items():
         (library / name).symlink_to(target)
-    assert names(list(find_songs([f"{library}/**/*.ogg"])), library) == ["again/f.ogg", "sub/c.ogg"]
-    assert names(list(find_songs([str(library)])), library)[-3:] == ["again/f.ogg", "sub/c.ogg", "sub/deep/d.wma"]
+    (library / "stored").symlink_to(library / ".hidden")
+    found = ["again/f.ogg", "stored/e.wav", "sub/c.ogg", "sub/deep/d.wma"]
+    assert names(list(find_songs([f"{library}/**/*.[ow]*"])), library) == ["[x].wav", *found]
+    assert sorted(names(list(find_songs([str(library)])), library)) == sorted(["[x].wav", "a.FLAC", "b.mp3", *found])
 
 
 def test_patterns_are_relative_to_where_one_is(library, monkeypatch):
@@ -179,8 +181,12 @@ def test_an_av_file_that_breaks_off_is_used_as_far_as_it_goes(encode, tmp_path):
     assert 1 < decode(path).seconds < 3
 
 
-def test_what_av_cannot_read_is_one_line(tmp_path):
+def test_what_av_cannot_read_is_one_line(tmp_path, capfd):
     pytest.importorskip("av", reason="PyAV is not installed: pip install -r requirements-formats.txt")
+    (tmp_path / "empty.aac").touch()
+    with pytest.raises(UserError, match=r"empty\.aac: can't be decoded \(End of file\)$"):
+        decode(tmp_path / "empty.aac")
+    assert capfd.readouterr().err == ""
     path = tmp_path / "song.m4a"
     path.write_text("no music here\n" * 100)
     with pytest.raises(UserError, match=r"song\.m4a: can't be decoded \(.+\)$"):

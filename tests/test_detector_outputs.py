@@ -395,15 +395,16 @@ def test_no_file_of_others_is_gone_on_with(detect, songs, tmp_path, text):
     assert target.read_text() == text
 
 
-def test_an_answer_that_lacks_a_field_is_made_again(detect, songs, tmp_path):
+@pytest.mark.parametrize("probabilities", [None, {}, {"jazz": 1.0}])
+def test_an_answer_that_lacks_a_field_is_made_again(detect, songs, tmp_path, probabilities):
     target = tmp_path / "out.jsonl"
     args = ("--jsonl", "--output", target, "--resume", "--report", tmp_path / "page.html", songs / "a.wav")
     assert detect(*args)[0] == 0
     [record] = lines_of(target)
-    del record["probabilities"]
+    record = record | {"genre": "blues", "probabilities": probabilities}
     target.write_text(json.dumps(record) + "\n")
     assert detect(*args)[0] == 0
-    assert "probabilities" in lines_of(target)[1]
+    assert len(lines_of(target)[1]["probabilities"]) == 10
 
 
 def test_output_goes_to_a_file_that_is_never_overwritten(detect, songs, tmp_path):

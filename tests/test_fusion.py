@@ -274,3 +274,6 @@ def test_documents_without_marks_or_absent_are_refused(tmp_path):
     path.write_text("no marks here\n<!-- end -->\n")
     with pytest.raises(UserError, match=r"README\.md has no"):
         with_tables(path, "new", "evaluate.py")
+    path.write_text("<!-- evaluate.py -->\nits end is lost\n<!-- evaluate.py --protocol artist -->\n<!-- end -->\n")
+    with pytest.raises(UserError, match=r"README\.md has no"):
+        with_tables(path, "new", "evaluate.py")

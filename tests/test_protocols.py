@@ -108,6 +108,13 @@ def test_a_protocol_runs_through_the_scripts_and_goes_on(mini_features, runs, ru
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("*.*") if path.is_file()} == written
 
 
+def test_a_song_counts_once_for_the_fusion(pipeline, runs, tmp_path, capsys):
+    data, models = copy_data(pipeline, tmp_path), shutil.copytree(pipeline.models, tmp_path / "models")
+    command = ["--data", str(data), "--models", str(models), "--rounds", *[str(runs / "artist_0")] * 2]
+    assert train_fusion.main(command) == 1
+    assert "the rounds test a song more than once" in capsys.readouterr().err
+
+
 def test_a_fusion_learns_from_rounds_but_not_from_its_own_test_songs(pipeline, runs, tmp_path, capsys):
     data, models = copy_data(pipeline, tmp_path), shutil.copytree(pipeline.models, tmp_path / "models")
     (data / "fusion_features" / "selector.npy").unlink()  # the rounds' features aren't used
@@ -206,6 +213,22 @@ def test_damaged_answers_of_a_round_are_named(runs, tmp_path, old, new):
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(UserError, match=r"predictions\.csv can't be read .*: make that round again"):
         read_rounds([folder])
+
+
+def test_songs_that_moved_are_found_and_songs_that_were_not_scored_are_missed(runs, tmp_path):
+    folder = shutil.copytree(runs / "artist_0", tmp_path / "artist_0", symlinks=True)
+    catalogue = read_catalogue(folder / "data")
+    moved = {track: dataclasses.replace(song, path=f"/moved/{song.file}") for track, song in catalogue.songs.items()}
+    prepare_round(folder, dataclasses.replace(catalogue, songs=moved), [])
+    assert read_catalogue(folder / "data").songs == moved
+    assert read_catalogue(folder / "data").splits == catalogue.splits
+    assert is_scored(folder)
+    path = folder / "results" / "evaluation.json"
+    result = json.loads(path.read_text())
+    for model in result["models"].values():
+        model["test"]["songs"] -= 1
+    path.write_text(json.dumps(result))
+    assert not is_scored(folder)
 
 
 def test_results_without_a_network_are_of_no_round(runs, tmp_path):

@@ -120,6 +120,12 @@ def test_the_page_may_be_named_by_a_way_round(tmp_path, monkeypatch):
     report._take(record(str(tmp_path / "b.wav"), 0.5, 0.3, 0.2))
     report.finish()
     assert data_of((tmp_path / "page.html").read_text(encoding="utf-8"))["songs"][1]["url"] == "./b.wav"
+    (tmp_path / "far" / "off").mkdir(parents=True)
+    (tmp_path / "sub" / "link").symlink_to(tmp_path / "far" / "off")
+    report.path = Path("link/../page.html")  # far/page.html
+    report.finish()
+    url = data_of((tmp_path / "far" / "page.html").read_text(encoding="utf-8"))["songs"][1]["url"]
+    assert url == (tmp_path / "b.wav").as_uri()
 
 
 def test_only_an_earlier_report_is_replaced(detect, tmp_path):

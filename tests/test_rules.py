@@ -227,7 +227,7 @@ def test_training_rate_is_never_zero_and_full_in_consolidation(state, epoch, sha
 
 def test_consolidation_is_the_last_part_of_the_schedule():
     assert [epoch for epoch in range(90) if in_consolidation(epoch, RULES)] == list(range(72, 90))
-    assert not any(in_consolidation(epoch, dataclasses.replace(RULES, consolidation=0)) for epoch in range(90))
+    assert not any(in_consolidation(epoch, dataclasses.replace(RULES, consolidation=0)) for epoch in range(120))
 
 
 def test_windows_are_half_as_long_early_on():
