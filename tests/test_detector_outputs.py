@@ -374,15 +374,14 @@ def test_a_closed_or_narrow_stream_makes_no_traceback(songs, tmp_path, render_to
         assert done.stderr == ""
         if "--jsonl" in line:
             assert len([json.loads(row) for row in done.stdout.splitlines()]) == 2
-    for form in ("--csv", "--top-k=1"):
-        done = subprocess.run(
-            [sys.executable, repo / "genre_detector.py", form, tmp_path / "\u5c0f.wav"],
-            capture_output=True,
-            text=True,
-            env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
-        )
-        assert (done.returncode, done.stderr) == (0, "")
-        assert "\\u5c0f.wav" in done.stdout
+    done = subprocess.run(
+        [sys.executable, repo / "genre_detector.py", tmp_path / "\u5c0f.wav"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\u5c0f.wav" in done.stdout
 
 
 @pytest.mark.parametrize("text", ['{"schema": 1, "paths": [', '{"schema": "https://example.org", "a": 1}'])
