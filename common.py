@@ -187,13 +187,15 @@ def one_line(text: str) -> str:
     )
 
 
-def workers_end_with_us() -> dict[str, Any]:
-    """Options of ``joblib.Parallel``: its processes end within a second or two of this one, however that dies.
+def workers_end_with_us(workers: int, jobs: int) -> dict[str, Any]:
+    """Options of ``joblib.Parallel``: up to ``workers`` processes that end soon after this one, however that dies.
 
+    There are no more of them than jobs. They end within a second or two.
     Those of a killed run would otherwise work on in a folder that the next run has. Windows doesn't tell orphans that
     they are; there they end when they have had nothing to do for ten seconds.
     """
-    return {"initializer": _end_with, "initargs": (os.getpid(),), "idle_worker_timeout": 10}
+    count = max(1, min(workers, jobs))
+    return {"n_jobs": count, "initializer": _end_with, "initargs": (os.getpid(),), "idle_worker_timeout": 10}
 
 
 def _end_with(parent: int) -> None:

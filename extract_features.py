@@ -257,9 +257,7 @@ def _extract_all(catalogue: Catalogue, tracks: list[str], workers: int) -> Itera
         delayed(_extract)(track, catalogue.audio_path(track), catalogue.songs[track].sha256, targets(track))
         for track in tracks
     )
-    return Parallel(n_jobs=max(1, min(workers, len(tracks))), return_as="generator_unordered", **workers_end_with_us())(
-        jobs
-    )
+    return Parallel(return_as="generator_unordered", **workers_end_with_us(workers, len(tracks)))(jobs)
 
 
 def _run(args: argparse.Namespace) -> int:

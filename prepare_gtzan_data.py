@@ -187,7 +187,7 @@ def check_songs(songs: Sequence[Song], data: Path, min_seconds: float, workers: 
     from joblib import Parallel, delayed
 
     jobs = (delayed(check_song)(data / song.path, song.file, min_seconds) for song in songs)
-    results = Parallel(n_jobs=min(workers, len(songs)), return_as="generator", **workers_end_with_us())(jobs)
+    results = Parallel(return_as="generator", **workers_end_with_us(workers, len(songs)))(jobs)
     return list(progress(results, "checking songs", len(songs)))
 
 
@@ -444,9 +444,9 @@ def _run(args: argparse.Namespace) -> int:
     splits, split, dropped = split_songs(
         songs, repeated, args.split, args.seed, args.val_fraction, args.test_fraction, fold, args.split_lists
     )
+    listed = args.split == "fault_filtered"
+    reason = "repeats a song of another list" if listed else "names an artist on the other side of the test"
     for track in dropped:
-        listed = args.split == "fault_filtered"
-        reason = "repeats a song of another list" if listed else "names an artist on the other side of the test"
         complain(f"{track} is left out: it {reason}")
     by_track = {song.track: song for song in songs}
     catalogue = Catalogue(genres, by_track, splits, split, args.data)

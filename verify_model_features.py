@@ -25,6 +25,11 @@ from catalogue import SPLITS, Catalogue, read_catalogue
 from common import argument_parser, command, format_table, read_array
 from extract_model_features import read_provenance
 
+KINDS = {  # of tables, and the script that makes each
+    "features": "extract_model_features.py",
+    "features_cleaned": "create_cleaned_features.py",
+    "log_probabilities": "extract_model_features.py",
+}
 FEWEST = 30  # validation songs of genres with two or more: with less, a classifier's accuracy is chance
 
 
@@ -97,21 +102,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         labels = read_array(folder / f"{split}_labels.npy", "extract_model_features.py")
         names = read_array(folder / f"{split}_tracks.npy", "extract_model_features.py")
         tracks[split] = set(names.tolist())
-        for kind, maker in (
-            ("features", "extract_model_features.py"),
-            ("features_cleaned", "create_cleaned_features.py"),
-            ("log_probabilities", "extract_model_features.py"),
-        ):
-            features = read_array(folder / f"{split}_{kind}.npy", maker)
-            if kind == "log_probabilities":
-                features = flat_outputs(features, len(members), len(catalogue.genres))
+        arrays = {kind: read_array(folder / f"{split}_{kind}.npy", maker) for kind, maker in KINDS.items()}
+        cleaned_is_so = is_cleaned(arrays["features_cleaned"], arrays["features"], selector)
+        arrays["log_probabilities"] = flat_outputs(arrays["log_probabilities"], len(members), len(catalogue.genres))
+        for kind, features in arrays.items():
             found = rows_problems(features, labels, names, catalogue, split)
             constant = int((np.ptp(features, axis=0) == 0).sum()) if not found else 0
             if kind == "features_cleaned" and split == "train" and constant:
                 found.append(f"{constant} cleaned dimensions are constant over the training songs")
-            if kind == "features":
-                whole = features
-            elif kind == "features_cleaned" and not found and not is_cleaned(features, whole, selector):
+            if kind == "features_cleaned" and not found and not cleaned_is_so:
                 found.append("not what selector.npy keeps of the features: run create_cleaned_features.py again")
             problems += [f"{split}_{kind}.npy: {problem}" for problem in found]
             shape = features.shape if features.ndim == 2 else ("-", "-")

@@ -397,11 +397,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     run_all(args.jobs, wanted, rows, path, catalogue)
 
     rows = [row for row in rows if tuple(row[name] for name in KEYS[:6]) == tuple(map(str, alike))]
-    title = f"{args.network.removeprefix('train_')}, width {args.width:g}, {args.epochs} epochs"
-    table, note = summary(rows, title), f"Split {split}; spread over seeds; {versions_line()}"
+    network = f"{args.network.removeprefix('train_')}, width {args.width:g}"
+    table = summary(rows, f"{network}, {args.epochs} epochs")
+    note = f"Split {split}; spread over seeds; {versions_line()}"
     if args.update:
         write_text(args.update, with_tables(args.update, markdown(note, [table]), "training_cost.py"))
-    network = title.rpartition(", ")[0]
     draw_cost(rows, network, args.results / "training_cost.png")
     draw_graduation(rows, network, args.results / "graduation.png")
     print(f"{format_table(*table)}\n\n{note}")

@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +25,11 @@ from checkpoints import load_checkpoint, save_checkpoint
 from common import UserError
 from decoding import SoundReader, decode
 from detector_output import as_text, songs_done
-from detector_timeline import Section, sections, window_borders
+from detector_timeline import Section
 from detector_unlike import STEADY_BELOW, frame_correlation
 from extract_features import song_features
 from genre_detector import GenreDetector, Prediction
-from predict import calibrated, confidence_threshold, wilson_interval, window_starts
+from predict import calibrated, confidence_threshold, wilson_interval
 
 GENRES = list("abcdefghij")
 
@@ -201,32 +200,6 @@ def test_level_changes_no_real_songs_genre(detector, gtzan_dir, tmp_path, genre,
 
 
 # ---------------------------------------------------------------- sections
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(1, 2000), st.floats(0, 100))
-def test_sections_fill_the_song_and_differ_from_their_neighbours(seed, frames, start):
-    rng = np.random.default_rng(seed)
-    starts = window_starts(frames, 64, 0.5)
-    seconds = frames * 512 / 22_050
-    borders = window_borders(starts, 64, start, seconds)
-    assert len(borders) == len(starts) + 1
-    assert (np.diff(borders) >= 0).all()
-    found = sections(calibrated(rng.normal(0, 3, (len(starts), 10))), borders, GENRES)
-    assert (found[0].start_s, found[-1].end_s) == (start, start + seconds)
-    for one, other in pairwise(found):
-        assert one.end_s == other.start_s
-        assert one.genre != other.genre
-    assert all(0.1 <= section.probability <= 1 for section in found)
-
-
-def test_sections_by_hand():
-    scores = np.zeros((20, 3))
-    scores[:10, 0] = scores[10:, 2] = 4
-    scores[4] = [0, 5, 0]  # one odd window is smoothed away
-    starts = np.arange(20) * 130
-    found = sections(calibrated(scores), window_borders(starts, 260, 0, 63.4), GENRES)
-    assert [section.genre for section in found] == ["a", "c"]
-    assert found[0].end_s == pytest.approx((9.5 * 130 + 130) / 43.07, abs=0.01)
 
 
 def test_timeline_in_text_and_json(detect, songs):
