@@ -55,14 +55,14 @@ def pick_device(choice: str = "auto") -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what a layer frees for the next one, up to 48 MB; other systems have allocators of their own.
+    """Let glibc keep what a layer frees for the next one, up to 256 MB; other systems have allocators of their own.
 
     Without that each large tensor is asked of the system anew, and its page faults take a third of the time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(-3, 16 << 20)  # M_MMAP_THRESHOLD: larger pieces go back to the system at once
-        mallopt(-1, 48 << 20)  # M_TRIM_THRESHOLD
+        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, the most it takes: larger pieces go back to the system at once
+        mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD
 
 
 def set_seed(*parts: int) -> np.random.Generator:

@@ -47,7 +47,7 @@ class Settings:
     label_smoothing: float = setting(0.1, "part of each target spread over all classes", high=1)
     mixup: float = setting(0.3, "alpha of mixup; 0 switches it off", high=100)
     last: int = setting(1, "1: release the weights of the schedule's end; 0: of the check with the least loss", high=1)
-    fast: int = setting(1, "1: train convolutions in bfloat16 where the processor has instructions for it", high=1)
+    fast: int = setting(1, "1: train convolutions in the fastest way known for the processor, such as bfloat16", high=1)
     width: float = setting(1.0, "factor on the channels of the network", 0.01, 10)
     graduate_at: float = setting(0.85, "smoothed validation accuracy at which a class graduates")
     demote_margin: float = setting(0.10, "a graduate this far below graduate-at goes back to full training", high=1)
