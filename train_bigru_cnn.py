@@ -78,7 +78,7 @@ class CNNBiGRU(nn.Module):
             blocks += [
                 Convolution(inputs, outputs, kernel, STRIDES[index], kernel // 2, bias=False),
                 nn.BatchNorm2d(outputs),
-                nn.SiLU(inplace=True),
+                nn.SiLU(),
             ]
             mels //= STRIDES[index][0]
         self.blocks = nn.Sequential(*blocks)

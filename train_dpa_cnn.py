@@ -76,7 +76,7 @@ class DPACNN(nn.Module):
             blocks += [
                 Convolution(inputs, outputs, kernel, STRIDES[index], kernel // 2, bias=False),
                 nn.BatchNorm2d(outputs),
-                nn.SiLU(inplace=True),
+                nn.SiLU(),
             ]
             if index > 0:
                 blocks.append(DualParallelAttention(outputs))

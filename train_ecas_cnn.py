@@ -101,7 +101,7 @@ class ECASCNN(nn.Module):
             blocks += [
                 Convolution(inputs, outputs, kernel, STRIDES[index], (kernel[0] // 2, kernel[1] // 2), bias=False),
                 nn.BatchNorm2d(outputs),
-                nn.SiLU(inplace=True),
+                nn.SiLU(),
                 ECA(outputs),
                 SpatialAttention(),
             ]
