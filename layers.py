@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 Pair = tuple[int, int]
+Fast = Literal["", "bfloat16", "products"]
 
 
 class Convolution(nn.Conv2d):
@@ -17,7 +18,10 @@ class Convolution(nn.Conv2d):
     weights is made of matrix products. A network in use (``eval``) computes in float32 throughout.
     """
 
-    fast: Literal["", "bfloat16", "products"] = ""
+    fast: Fast = ""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int | Pair, stride: int | Pair = 1, padding: int | Pair = 0):
+        super().__init__(inputs, outputs, kernel, stride, padding, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and self.fast == "bfloat16":
@@ -62,7 +66,7 @@ class _WeightsByProducts(torch.autograd.Function):
 
 def set_fast(network: nn.Module, device: torch.device) -> None:
     """Let a network's convolutions train in the fastest way that is known for the device."""
-    fast: Literal["", "bfloat16", "products"] = ""
+    fast: Fast = ""
     if device.type == "cpu":
         able = torch.cpu.get_capabilities()
         if able.get("avx512_bf16") or able.get("amx_bf16"):

@@ -76,7 +76,7 @@ class CNNBiGRU(nn.Module):
         for index, (inputs, outputs) in enumerate(zip([1, *channels], channels, strict=False)):
             kernel = 7 if index == 0 else 3
             blocks += [
-                Convolution(inputs, outputs, kernel, STRIDES[index], kernel // 2, bias=False),
+                Convolution(inputs, outputs, kernel, STRIDES[index], kernel // 2),
                 nn.BatchNorm2d(outputs),
                 nn.SiLU(),
             ]

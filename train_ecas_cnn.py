@@ -99,7 +99,7 @@ class ECASCNN(nn.Module):
         for index, (inputs, outputs) in enumerate(zip([3, *channels], channels, strict=False)):
             kernel = (5, 7) if index == 0 else (3, 3)
             blocks += [
-                Convolution(inputs, outputs, kernel, STRIDES[index], (kernel[0] // 2, kernel[1] // 2), bias=False),
+                Convolution(inputs, outputs, kernel, STRIDES[index], (kernel[0] // 2, kernel[1] // 2)),
                 nn.BatchNorm2d(outputs),
                 nn.SiLU(),
                 ECA(outputs),

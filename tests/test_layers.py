@@ -32,7 +32,7 @@ def test_mean_and_maximum_and_their_gradients(dims, layout):
 
 def test_bfloat16_is_near_in_training_and_absent_in_use():
     torch.manual_seed(0)
-    layer, x = Convolution(8, 16, 3, bias=False), torch.randn(2, 8, 10, 10)
+    layer, x = Convolution(8, 16, 3), torch.randn(2, 8, 10, 10)
     exact = layer(x)
     layer.fast = "bfloat16"
     near = layer(x)
@@ -53,7 +53,7 @@ def test_bfloat16_is_near_in_training_and_absent_in_use():
 )
 def test_gradients_by_products_are_autograds(channels, kernel, stride, padding, size, input_learns):
     torch.manual_seed(0)
-    layer = Convolution(*channels, kernel, stride, padding, bias=False).double().to(memory_format=torch.channels_last)
+    layer = Convolution(*channels, kernel, stride, padding).double().to(memory_format=torch.channels_last)
     x = torch.randn(size[0], channels[0], *size[1:], dtype=torch.double).to(memory_format=torch.channels_last)
     x.requires_grad_(input_learns)
     results = []
