@@ -127,7 +127,7 @@ def load_members(models: Path, names: Iterable[str] = MEMBERS, device: str = "au
     """
     import torch
 
-    keep_freed_memory()
+    keep_freed_memory(16, 48)
     members: list[Member] = []
     for name in names:
         path = models / name / "model.safetensors"

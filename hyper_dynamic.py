@@ -54,15 +54,16 @@ def pick_device(choice: str = "auto") -> torch.device:
     return torch.device(choice)
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep what a layer frees for the next one, up to 256 MB; other systems have allocators of their own.
+def keep_freed_memory(largest: int, total: int) -> None:
+    """Let glibc keep what a layer frees for the next one: pieces up to ``largest``, 32 at most, of ``total`` MB.
 
-    Without that each large tensor is asked of the system anew, and its page faults take a third of the time.
+    Without that each large tensor is asked of the system anew, and its page faults take a third of the time. Other
+    systems have allocators of their own.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, the most it takes: larger pieces go back to the system at once
-        mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD
+        mallopt(-3, largest << 20)  # M_MMAP_THRESHOLD: larger pieces go back to the system at once
+        mallopt(-1, total << 20)  # M_TRIM_THRESHOLD
 
 
 def set_seed(*parts: int) -> np.random.Generator:
@@ -127,7 +128,7 @@ class Trainer:
             self.team.refuse(
                 f"--batch-size {settings.batch_size} is too small for {self.team.size} processes: 2 for each"
             )
-        keep_freed_memory()
+        keep_freed_memory(32, 256)  # the first layers' outputs are 26 and 32 MB
         set_seed(seed)
         self.network = build(len(catalogue.genres), settings.width).to(self.device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

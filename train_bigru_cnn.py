@@ -78,7 +78,7 @@ class CNNBiGRU(nn.Module):
             blocks += [
                 Convolution(inputs, outputs, kernel, STRIDES[index], kernel // 2),
                 nn.BatchNorm2d(outputs),
-                nn.SiLU(),
+                nn.SiLU(inplace=True),
             ]
             mels //= STRIDES[index][0]
         self.blocks = nn.Sequential(*blocks)

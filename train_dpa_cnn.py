@@ -76,7 +76,7 @@ class DPACNN(nn.Module):
             blocks += [
                 Convolution(inputs, outputs, kernel, STRIDES[index], kernel // 2),
                 nn.BatchNorm2d(outputs),
-                nn.SiLU(),
+                nn.SiLU(inplace=True),
             ]
             if index > 0:
                 blocks.append(DualParallelAttention(outputs))

@@ -101,7 +101,7 @@ class ECASCNN(nn.Module):
             blocks += [
                 Convolution(inputs, outputs, kernel, STRIDES[index], (kernel[0] // 2, kernel[1] // 2)),
                 nn.BatchNorm2d(outputs),
-                nn.SiLU(),
+                nn.SiLU(inplace=True),
                 ECA(outputs),
                 SpatialAttention(),
             ]
