@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from genre_detector import GenreDetector
 
 ROOT = Path(__file__).resolve().parents[1]
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background: scripts would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # A real training, made small: half of all windows, networks of a tenth of their width
 QUICK = ("--epochs", 6, "--check-every", 3, "--width", 0.1, "--window", 64, "--share", 0.5, "--threads", 2)
 
