@@ -11,8 +11,6 @@ Example
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,21 +22,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from corpus.make_corpus import ANSWERED, NOTED, REFUSED, make  # noqa: E402
+from corpus.peak import peak_of  # noqa: E402
 
 from common import UserError, format_table, one_line  # noqa: E402
 
 MEGABYTES = 1000  # at most, of the one call
 SECONDS = 10  # at most, of a file
-
-
-def one_call(files: Sequence[str], errors: Path) -> tuple[int, float]:
-    """Exit code and peak megabytes of one run of the detector over all files; its stderr goes to ``errors``."""
-    command = [sys.executable, str(ROOT / "genre_detector.py"), "--jsonl", *files]
-    with errors.open("wb") as stream:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stream)
-        status, usage = os.wait4(process.pid, 0)[1:]
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, usage.ru_maxrss / 1024
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name:
         corpus = make(Path(name) / "corpus")
         errors = Path(name) / "errors"
-        code, megabytes = one_call([*corpus], errors)
+        command = [sys.executable, str(ROOT / "genre_detector.py"), "--jsonl", *corpus]
+        code, megabytes = peak_of(command, Path(name) / "answers", errors)
         lines = errors.read_text(encoding="utf-8").split("\n")[:-1]
         refused = [path for path, case in corpus.items() if case.outcome == REFUSED]
         once = sum(sum(f": {one_line(path)}: " in line for line in lines) == 1 for path in refused)

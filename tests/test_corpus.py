@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import shutil
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from corpus.make_corpus import ANSWERED, NOTED, REFUSED, Case, encoded, make, music, name_cases, without_xing
+from corpus.peak import peak_of
 
 import genre_detector
 from archives import is_audio_name
@@ -23,8 +22,6 @@ from catalogue import read_catalogue
 from common import one_line
 from decoding import SAMPLE_RATE, SoundReader, decode
 from mp3_frames import survey
-
-MEGABYTE = 1 << 10  # in the kilobytes of ru_maxrss
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +44,10 @@ def detected(corpus: dict[str, Case], repo: Path, models: Path, tmp_path_factory
     folder = tmp_path_factory.mktemp("run")
     options = ["--models", str(models), "--model", "cnn_bigru", "--device", "cpu", "--threads", "2", "--jsonl"]
     command = [sys.executable, str(repo / "genre_detector.py"), *options, *corpus]
-    with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
-        status, usage = os.wait4(process.pid, 0)[1:]
-        process.returncode = os.waitstatus_to_exitcode(status)
+    code, megabytes = peak_of(command, folder / "out", folder / "err")
     records = [json.loads(line) for line in (folder / "out").read_text().splitlines()]
     errors = (folder / "err").read_text().split("\n")[:-1]
-    return Run(process.returncode, records, errors, usage.ru_maxrss / MEGABYTE)
+    return Run(code, records, errors, megabytes)
 
 
 def outcome(record: dict) -> str:
