@@ -130,3 +130,9 @@ def read_catalogue(data: Path) -> Catalogue:
     if len(set(tracks)) != len(tracks):
         raise UserError(f"a song is in two lists of {data / 'processed'}: run {maker} again")
     return Catalogue(genres, songs, splits, split, data)
+
+
+def read_repeats(data: Path) -> list[list[str]]:
+    """Pairs of tracks below a data folder that hold one recording. Raises UserError if none were looked for."""
+    listed = read_json(data / "metadata.json", "prepare_gtzan_data.py", "repeats")["repeats"]
+    return [pair["tracks"] for pair in listed]

@@ -208,7 +208,8 @@ def judged(song: Song, check: Check, artist: str) -> Song:
 # ---------------------------------------------------------------- artists and published lists
 
 
-def _read_lines(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file. Raises UserError if it can't be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
@@ -218,7 +219,7 @@ def _read_lines(path: Path) -> list[str]:
 def read_artists(path: Path) -> dict[str, str]:
     """Artists by track name, from lines ``file ::: artist ::: title`` as in Sturm's index of GTZAN."""
     artists = {}
-    for line in _read_lines(path):
+    for line in read_lines(path):
         file, *fields = (field.strip() for field in line.split(":::"))
         if fields and not file.startswith("#"):
             name = PurePosixPath(file)
@@ -242,7 +243,7 @@ def read_split_lists(folder: Path, songs: Sequence[Song]) -> dict[str, list[str]
     seen: dict[tuple[str, str], str] = {}
     for split, file_name in PUBLISHED_LISTS.items():
         path = folder / file_name
-        names = {(PurePosixPath(line).parent.name, PurePosixPath(line).stem) for line in _stripped(_read_lines(path))}
+        names = {(PurePosixPath(line).parent.name, PurePosixPath(line).stem) for line in _stripped(read_lines(path))}
         for name in sorted(names):
             if seen.setdefault(name, split) != split:
                 raise UserError(f"{'/'.join(name)} is in the lists of {seen[name]} and of {split}: mend {folder}")

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from catalogue import Catalogue, artist_key, read_catalogue, write_catalogue
+from catalogue import Catalogue, artist_key, read_catalogue, read_repeats, write_catalogue
 from checkpoints import load_checkpoint
 from common import UserError, complain, file_sha256, read_json
 from figures import bootstrap_difference, mcnemar, song_figures
@@ -194,8 +194,7 @@ def run_rounds(
     """
     from extract_model_features import MEMBERS
 
-    listed = read_json(catalogue.data / "metadata.json", "prepare_gtzan_data.py", "repeats")["repeats"]
-    repeats = [pair["tracks"] for pair in listed]
+    repeats = read_repeats(catalogue.data)
     folders = [runs / f"{protocol}_{number}" for number in range(rounds)]
     check_settings(folders, options)
     for number, folder in enumerate(folders):

@@ -1,0 +1,127 @@
+"""Networks are tested on whatever songs they have not seen, whichever split those are in."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_pipeline import copy_data, edit_metadata, one_line, predictions
+
+import evaluate
+from catalogue import Catalogue, Song, read_catalogue
+from checkpoints import load_checkpoint
+from common import UserError, file_sha256
+from unseen import unseen_songs
+
+
+@pytest.fixture
+def other_split(pipeline, tmp_path) -> tuple[Path, list[Path]]:
+    """The songs of the pipeline under another split, and the lists of what its networks have seen."""
+    lists = [shutil.copy(pipeline.data / "processed" / f"{split}_files.txt", tmp_path) for split in ("train", "val")]
+    data = copy_data(pipeline, tmp_path)
+    edit_metadata(data, lambda value: value["split"].update(seed=99))
+    return data, [Path(path) for path in lists]
+
+
+def arguments(pipeline, data: Path, results: Path, *options: object) -> list[str]:
+    where = ("--data", data, "--models", pipeline.models, "--results", results)
+    return [str(part) for part in (*where, *options)]
+
+
+def test_unseen_songs_are_scored_as_the_test_songs_are(pipeline, other_split, tmp_path, capsys):
+    data, lists = other_split
+    results = tmp_path / "results"
+    assert evaluate.main(arguments(pipeline, data, results)) == 1
+    assert "--seen" in one_line(capsys)
+    index = pipeline.source / "artists.txt"
+    assert evaluate.main(arguments(pipeline, data, results, "--seen", *lists, "--artist-index", index)) == 0
+    songs = read_catalogue(data).splits
+    said = capsys.readouterr().out
+    listed = len(songs["train"]) + len(songs["val"])
+    assert f"{len(songs['test'])} songs that the networks have not seen, and not {listed} listed ones, 0 by" in said
+    assert "validation, %" not in said
+    assert predictions(results) == predictions(pipeline.results)
+    before, after = (json.loads((folder / "evaluation.json").read_text()) for folder in (pipeline.results, results))
+    assert {name: scores["test"] for name, scores in before["models"].items()} == {
+        name: scores["test"] for name, scores in after["models"].items()
+    }
+    assert after["unseen"] == {"listed": listed, "artist": 0, "repeat": 0}
+
+
+def test_artists_that_were_heard_and_repeats_are_left_out(pipeline, other_split, tmp_path):
+    data, lists = other_split
+    songs = read_catalogue(data).splits
+    joint, repeat, *rest = songs["test"]
+    edit_metadata(data, lambda value: value["repeats"].append({"tracks": [repeat, songs["val"][0]]}))
+    heard = songs["train"][0]
+    index = tmp_path / "index.txt"
+    index.write_text(f"{heard}.au ::: Ann ::: Alone\n{joint}.au ::: Bob & ann ::: Together\n")
+    results = tmp_path / "results"
+    assert evaluate.main(arguments(pipeline, data, results, "--seen", *lists, "--artist-index", index)) == 0
+    assert [row["track"] for row in predictions(results)] == rest
+    counted = json.loads((results / "evaluation.json").read_text())["unseen"]
+    assert (counted["artist"], counted["repeat"]) == (1, 1)
+
+
+def test_lists_of_other_networks_are_refused(pipeline, other_split, tmp_path, capsys):
+    data, (train, val) = other_split
+    assert evaluate.main(arguments(pipeline, data, tmp_path / "results", "--seen", train)) == 1
+    assert "val songs are in none of" in one_line(capsys)
+    train.write_text("".join(line + "\n" for line in train.read_text().splitlines()[1:]))
+    assert evaluate.main(arguments(pipeline, data, tmp_path / "results", "--seen", train, val)) == 1
+    assert "train songs are in none of" in one_line(capsys)
+    assert not (tmp_path / "results").exists()
+
+
+def test_line_ends_of_another_system_are_no_other_list(pipeline, other_split, tmp_path):
+    data, lists = other_split
+    for path in lists:
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert evaluate.main(arguments(pipeline, data, tmp_path / "results", "--seen", *lists)) == 0
+
+
+def test_the_released_lists_are_those_of_the_released_networks(models):
+    for path in models.glob("*/model.safetensors"):
+        _, meta = load_checkpoint(path, "its script")
+        assert meta["split"]["sha256"] == {
+            split: file_sha256(models / "split" / f"{split}.txt") for split in ("train", "val", "test")
+        }
+
+
+ARTISTS = ("", "", "A", "B", "C", "A & B", "b, c")
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(ARTISTS), st.booleans(), st.booleans()), min_size=1, max_size=12),
+    st.sets(st.tuples(st.integers(0, 11), st.integers(0, 11)), max_size=4),
+)
+def test_no_song_is_left_that_shares_anything_with_a_seen_one(drawn, pairs):
+    songs = {
+        f"g.{i}": Song(f"g.{i}", f"g/{i}.wav", "", "g", "", 1.0, 22050, "", "ok" if usable else "silent")
+        for i, (_, _, usable) in enumerate(drawn)
+    }
+    artists = {f"g.{i}": artist for i, (artist, _, _) in enumerate(drawn)}
+    seen = {f"g.{i}" for i, (_, was, _) in enumerate(drawn) if was}
+    good = {track for track, song in songs.items() if song.verdict == "ok"}
+    repeats = [(a, b) for a, b in ((f"g.{a}", f"g.{b}") for a, b in pairs) if {a, b} <= good]
+
+    def shares_artist(track: str, other: str) -> bool:
+        names = {*artists[track].upper().replace(",", "&").replace(" ", "").split("&")} - {""}
+        return any(name in artists[other].upper() for name in names)
+
+    lost = {track for track in good if any(track == other or shares_artist(track, other) for other in seen)}
+    for _ in repeats:  # a repeat of a repeat is one
+        lost |= {track for pair in repeats if lost & {*pair} for track in pair}
+    expected = sorted(good - lost)
+    catalogue = Catalogue(["g"], songs, {"train": [], "val": [], "test": sorted(songs)}, {}, Path())
+    try:
+        found, count = unseen_songs(catalogue, seen, artists, repeats)
+    except UserError:
+        assert not expected
+        return
+    assert found.splits == {"train": [], "val": [], "test": expected}
+    assert len(expected) + sum(count.values()) == len(good)
