@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,8 +55,8 @@ class Catalogue:
 
 
 def artist_key(artist: str) -> str:
-    """Artists are one if their names agree but for case and white space; "" is nobody known."""
-    return " ".join(artist.split()).casefold()
+    """Artists are one if their names agree but for case, white space and how accents are coded; "" is nobody known."""
+    return unicodedata.normalize("NFC", " ".join(artist.split()).casefold())
 
 
 def artist_names(artist: str) -> set[str]:
@@ -132,7 +133,17 @@ def read_catalogue(data: Path) -> Catalogue:
     return Catalogue(genres, songs, splits, split, data)
 
 
-def read_repeats(data: Path) -> list[list[str]]:
-    """Pairs of tracks below a data folder that hold one recording. Raises UserError if none were looked for."""
-    listed = read_json(data / "metadata.json", "prepare_gtzan_data.py", "repeats")["repeats"]
-    return [pair["tracks"] for pair in listed]
+def read_repeats(catalogue: Catalogue) -> list[tuple[str, str]]:
+    """Pairs of usable tracks that hold one recording. Raises UserError if they weren't looked for, or are damaged."""
+    path, maker = catalogue.data / "metadata.json", "prepare_gtzan_data.py"
+    usable = {song.track for song in catalogue.songs.values() if song.verdict == "ok"}
+    try:
+        pairs = [
+            (first, second)
+            for first, second in (pair["tracks"] for pair in read_json(path, maker, "repeats")["repeats"])
+        ]
+        if unknown := {track for pair in pairs for track in pair} - usable:
+            raise ValueError(f"{min(unknown)!r} is no usable song")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"the repeats in {path} are damaged ({error}): run {maker} again") from None
+    return pairs

@@ -30,6 +30,7 @@ import numpy as np
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 MAX_THREADS = 1024
+LOCK_TRIES = 100  # in about a second
 
 
 # ---------------------------------------------------------------- command line
@@ -275,18 +276,12 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises UserError, saying which process is there, if there is one.
     """
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        with _lock(folder / ".lock", folder):
-            _sweep(folder)
-            try:
-                yield
-            finally:
-                _sweep(folder)  # worker processes that were stopped
-    finally:
-        for path in missing:  # as far as nothing was written
-            with suppress(OSError):
-                path.rmdir()
+    with _lock(folder / ".lock", folder):
+        _sweep(folder)
+        try:
+            yield
+        finally:
+            _sweep(folder)  # worker processes that were stopped
 
 
 def _sweep(folder: Path) -> None:
@@ -310,13 +305,31 @@ def _lock(path: Path, what: Path) -> Iterator[None]:
     """Hold the lock file ``path``, which says who holds it.
 
     The lock is the system's (``flock``), not the file: it ends with its process, however that dies, so none is ever
-    stale; and unlike a lock of ``fcntl`` it isn't lost when some other part of the process closes the file.
+    stale; and unlike a lock of ``fcntl`` it isn't lost when some other part of the process closes the file. Folders
+    that are made for it go with it, as far as nothing was written.
     """
+    missing = [folder for folder in path.parents if not folder.exists()]
+    try:
+        with _lock_file(path, what):
+            yield
+    finally:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+@contextmanager
+def _lock_file(path: Path, what: Path) -> Iterator[None]:
+    tries = 0
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             stream = path.open("a+", encoding="utf-8")
-        except FileNotFoundError:  # whoever made the folder has just removed it
+        except FileNotFoundError as error:  # whoever made the folder has just removed it, or no file can be there
+            tries += 1
+            if tries == LOCK_TRIES:
+                raise UserError(f"{path} can't be made ({error.strerror}): choose another place for {what}") from None
+            time.sleep(0.01)
             continue
         if not _try_lock(stream, what):
             stream.seek(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -49,6 +50,9 @@ class SoundReader:
         self.rate, self.seconds, self.notes = 0, 0.0, list[str]()
 
     def __iter__(self) -> Iterator[np.ndarray]:
+        for name, value in (("start", self.start), ("duration", self.duration)):
+            if value is not None and not 0 <= value < math.inf:
+                raise UserError(f"{self.path}: a {name} of {value} s can't be: give a number from 0 on")
         if problem := no_file(self.path):
             raise UserError(f"{self.path}: {problem}")
         blocks = self._with_av() if self.path.suffix.lower() in AV_SUFFIXES else self._mono()
@@ -59,7 +63,8 @@ class SoundReader:
         except Exception as error:  # decoders of strangers' files raise what they like
             raise UserError(f"{self.path}: can't be decoded ({_reason(error)})") from None
         if self.seconds < MIN_SECONDS:
-            raise UserError(f"{self.path}: {self.seconds:.3f} s of sound, at least {MIN_SECONDS} s needed")
+            since = f" from {self.start:g} s on" if self.start else ""
+            raise UserError(f"{self.path}: {self.seconds:.3f} s of sound{since}, at least {MIN_SECONDS} s needed")
 
     def _resampled(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         import soxr

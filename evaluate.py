@@ -8,7 +8,8 @@ them, so there is none.
 whole schedule, put together. No classifier has that accuracy.
 
 With --seen every song below data/ is scored that the networks have not seen, whatever split is prepared there: so the
-released ones can be tested on more of GTZAN than they were. Without --artist-index they may have heard its artists.
+released ones can be tested on more of GTZAN than they were. Songs by artists of the seen ones are left out, as far as
+artists are known from --artist-index or from when the songs were prepared, and so are repeats.
 
 With --protocol the whole pipeline is trained and scored over several splits of the prepared songs, and the test
 songs of all rounds are pooled: five seeds of ``random``, five folds of ``artist``, three training seeds of the
@@ -16,6 +17,7 @@ published ``fault_filtered`` lists. That takes hours; a round that is done is ke
 
 Reads   data/metadata.json, data/processed/, the songs, models/; with --seen the lists of songs to leave out
 Writes  results/evaluation.json, results/predictions.csv, results/confusion_<model>.png, results/reliability.png;
+        with --seen the same in results/unseen/
         with --protocol results/protocol_<name>.json, two pictures of that name, and each round below --runs
 
 Examples
@@ -47,6 +49,7 @@ from common import (
     argument_parser,
     command,
     complain,
+    file_sha256,
     format_table,
     library_versions,
     locked,
@@ -75,13 +78,15 @@ def analyse_songs(
 ) -> tuple[list[str], list[Analysis], np.ndarray]:
     """The songs of a split, the detector's analysis of each, and whether its answer is confident, bool (songs,).
 
-    A song that can't be read is named and left out.
+    A song that can't be read, or isn't the file that was prepared, is named and left out.
     """
     tracks, analyses, confident = [], [], []
     for track in progress(catalogue.splits[split], split):
         path = catalogue.audio_path(track)
         try:
             heard = listen(path)
+            if file_sha256(path) != catalogue.songs[track].sha256:
+                raise UserError(f"{path} is not the file that prepare_gtzan_data.py saw: run it again")
             analyses.append(detector.judge(heard))
             confident.append(detector.conclude(str(path), heard, analyses[-1]).confident)
             tracks.append(track)
@@ -133,10 +138,11 @@ def evaluate(detector: GenreDetector, catalogue: Catalogue) -> tuple[dict[str, A
         }
     songs = [song for song in catalogue.songs.values() if song.verdict == "ok"]
     count = {genre: sum(song.genre == genre for song in songs) for genre in catalogue.genres}
-    rare = [genre for genre in catalogue.genres if 0 < count[genre] < RARE]
+    present = [genre for genre in catalogue.genres if count[genre]]
+    rare = [genre for genre in present if count[genre] < RARE]
     return {
         "genres": catalogue.genres,
-        "rare_genres": rare if len(rare) < len(catalogue.genres) else [],
+        "rare_genres": rare if len(rare) < len(present) else [],
         "split": catalogue.split,
         "songs": {split: len(tracks) for split, tracks in catalogue.splits.items()},
         "models": scores,
@@ -223,27 +229,26 @@ def caption(result: dict[str, Any]) -> str:
         sorted({checkpoint[key] for checkpoint in result["checkpoints"].values()}) for key in ("seed", "refit")
     )
     test = result["models"][FUSION]["test"]
-    sure = test["confident"]
+    sure, unread = test["confident"], songs["test"] - test["songs"]
+    if "unseen" in result:
+        words = f"{test['songs']} songs that the networks have not seen{unseen_words(result['unseen'])}"
+    else:
+        words = f"Split {split['name']}, split seed {split['seed']}: {songs['train']} training, "
+        words += f"{songs['val']} validation, {test['songs']} test songs"
+    if unread:
+        words += f"; {unread} more can't be read, or are not the files that were prepared"
     return (
-        f"{unseen_words(result) if 'unseen' in result else split_words(split, songs)}; training seed {either(seeds)}; "
-        f"one run each.{refit_words(refits)} The fusion is "
-        f"right with {sure['right']} of {sure['answers']} answers that it calls confident. {chance_words(test)}"
+        f"{words}; training seed {either(seeds)}; one run each.{refit_words(refits)} The fusion is right with "
+        f"{sure['right']} of {sure['answers']} answers that it calls confident. {chance_words(test)}"
     )
 
 
-def split_words(split: dict[str, Any], songs: dict[str, int]) -> str:
-    return (
-        f"Split {split['name']}, split seed {split['seed']}: {songs['train']} training, {songs['val']} validation, "
-        f"{songs['test']} test songs"
-    )
-
-
-def unseen_words(result: dict[str, Any]) -> str:
-    left = result["unseen"]
-    return (
-        f"{result['songs']['test']} songs that the networks have not seen, and not {left['listed']} listed ones, "
-        f"{left['artist']} by artists of these and {left['repeat']} that repeat them"
-    )
+def unseen_words(left: dict[str, Any]) -> str:
+    by_artist = "" if left["artist"] is None else f"{left['artist']} by artists of these, "
+    words = f"; left out are {left['listed']} that they have, {by_artist}{left['repeat']} that repeat one of them"
+    if left["absent"]:
+        words += f"; repeats of {left['absent']} that they have seen can't be told, as those are not here"
+    return words + ("; artists are not known and may be those that they have heard" if left["artist"] is None else "")
 
 
 def protocol_caption(result: dict[str, Any]) -> str:
@@ -293,14 +298,18 @@ def with_tables(path: Path, text: str, mark: str) -> str:
 
 def only_unseen(
     detector: GenreDetector, catalogue: Catalogue, seen: Sequence[Path], index: Path | None
-) -> tuple[Catalogue, dict[str, int]]:
-    """The songs that the networks have not seen, by the lists ``seen``, as ``unseen_songs``."""
+) -> tuple[Catalogue, dict[str, Any]]:
+    """The songs that the networks have not seen, by the lists ``seen``, under the networks' own split."""
     foreign = {*catalogue.genres} - {*detector.genres}
     if foreign:
         raise UserError(f"the networks know no {' or '.join(sorted(foreign))}: name another --data")
     known = read_seen(seen, detector.meta["split"]["sha256"])
-    catalogue = dataclasses.replace(catalogue, genres=detector.genres)
-    return unseen_songs(catalogue, known, read_artists(index) if index else {}, read_repeats(catalogue.data))
+    catalogue = dataclasses.replace(catalogue, genres=detector.genres, split=detector.meta["split"])
+    artists = read_artists(index) if index else {}
+    if index and not any(artists.get(name) for name in known):
+        raise UserError(f"{index} names no artist of the songs that the networks have seen: is it of this data set?")
+    catalogue, left_out = unseen_songs(catalogue, known, artists, read_repeats(catalogue))
+    return catalogue, left_out | {"artist_index": file_sha256(index) if index else None}
 
 
 def one_split(
@@ -388,7 +397,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--protocol fault_filtered needs --split-lists")
     if args.artist_index and not args.seen:
         parser.error("--artist-index goes with --seen")
-    for name in ("models", "seen") if args.protocol else ("rounds", "split_lists", "runs", "jobs", "training"):
+    if args.rounds and args.protocol and args.rounds > ROUNDS[args.protocol]:
+        parser.error(f"--rounds is at most {ROUNDS[args.protocol]} for {args.protocol}")
+    for name in (
+        ("models", "seen", "threads") if args.protocol else ("rounds", "split_lists", "runs", "jobs", "training")
+    ):
         if getattr(args, name) != parser.get_default(name):
             parser.error(f"--{name.replace('_', '-')} goes {'without' if args.protocol else 'with'} --protocol")
     mark = f"evaluate.py --protocol {args.protocol}" if args.protocol else "evaluate.py" + " --seen" * bool(args.seen)
@@ -397,7 +410,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     catalogue = read_catalogue(args.data)
     if args.protocol:
-        rounds = min(args.rounds or ROUNDS[args.protocol], ROUNDS[args.protocol])
+        rounds = args.rounds or ROUNDS[args.protocol]
         with ExitStack() as stack:
             for folder in {args.runs.resolve(), args.results.resolve()}:
                 stack.enter_context(locked(folder))
@@ -410,8 +423,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         import torch
 
         torch.set_num_threads(args.threads)
-        with locked(args.results):
-            result = one_split(catalogue, args.models, args.device, args.results, args.seen, args.artist_index)
+        results = args.results / "unseen" if args.seen else args.results
+        with locked(results):
+            result = one_split(catalogue, args.models, args.device, results, args.seen, args.artist_index)
         text, parts, note = caption(result), tables(result), COMPOSITE
     for document in args.update:
         write_text(document, with_tables(document, markdown(text, parts, note), mark))

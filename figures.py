@@ -67,11 +67,11 @@ def song_figures(probabilities: np.ndarray, labels: np.ndarray, genres: Sequence
     }
 
 
-def accuracy_without(confusion: Any, genres: Sequence[str], rare: Sequence[str]) -> float:
-    """Song accuracy over the songs of the other genres, from a confusion matrix (true genres down)."""
+def accuracy_without(confusion: Any, genres: Sequence[str], rare: Sequence[str]) -> float | None:
+    """Accuracy over the songs of the other genres, if there are any, from a confusion matrix (true genres down)."""
     keep = np.flatnonzero([genre not in rare for genre in genres])
     matrix = np.asarray(confusion)[keep]
-    return float(matrix[np.arange(len(keep)), keep].sum() / max(1, matrix.sum()))
+    return float(matrix[np.arange(len(keep)), keep].sum() / matrix.sum()) if matrix.sum() else None
 
 
 def bootstrap_difference(first: np.ndarray, second: np.ndarray, groups: np.ndarray) -> tuple[float, float]:

@@ -309,8 +309,7 @@ def tag(name: str, genre: str, confident: bool, write: bool) -> dict[str, Any]:
     written.
     """
     path = Path(name)
-    old = read_genre(path)
-    if not confident or old == [genre]:
+    if not confident or (old := read_genre(path)) == [genre]:
         return {}
     change = f"{path}: genre tag {', '.join(old) or 'none'} -> {genre}"
     if not write:
@@ -343,6 +342,8 @@ def _run(args: argparse.Namespace) -> int:
     songs = filter(is_new, named)
     if args.output and args.output.is_dir():
         raise UserError(f"{args.output} is a folder: name a file in it with --output")
+    if args.output and args.output.exists() and not args.output.is_file():
+        raise UserError(f"{args.output} is no ordinary file: name another one with --output, or leave it out")
     if args.output and args.output.exists() and not args.resume:
         raise UserError(f"{args.output} is there already: delete it, or go on with --jsonl --resume")
     if args.report:

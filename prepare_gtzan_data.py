@@ -22,8 +22,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -209,24 +210,44 @@ def judged(song: Song, check: Check, artist: str) -> Song:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file. Raises UserError if it can't be read."""
+    """The lines of a text file, with or without a byte order mark. Raises UserError if it can't be read."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+        return path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror})") from None
 
 
+def song_names(file: str) -> tuple[str, str]:
+    """What a song is looked up by in lists of others, ``<genre>.<song>`` with its extension and without.
+
+    However the file system writes accents.
+    """
+    path = PurePosixPath(unicodedata.normalize("NFC", file))
+    genre = path.parent.name
+    return track_name(genre, path.name) if genre else path.name, track_name(genre, path.stem) if genre else path.stem
+
+
 def read_artists(path: Path) -> dict[str, str]:
-    """Artists by track name, from lines ``file ::: artist ::: title`` as in Sturm's index of GTZAN."""
-    artists = {}
+    """Artists by ``song_names``, from lines ``file ::: artist ::: title`` as in Sturm's index of GTZAN.
+
+    Of files that differ in the extension only, the first counts for songs of yet another extension.
+    """
+    artists: dict[str, str] = {}
     for line in read_lines(path):
         file, *fields = (field.strip() for field in line.split(":::"))
         if fields and not file.startswith("#"):
-            name = PurePosixPath(file)
-            artists[track_name(name.parent.name, name.stem) if name.parent.name else name.stem] = fields[0]
+            exact, stem = song_names(file)
+            artists[exact] = fields[0]
+            artists.setdefault(stem, fields[0])
     if not artists:
         raise UserError(f"{path} has no line 'file ::: artist ::: title': expected an index such as GTZANindex.txt")
     return artists
+
+
+def artist_of(file: str, artists: Mapping[str, str]) -> str:
+    """The artist of a song ``<genre>/<file>`` by what ``read_artists`` returns; "" if it isn't there."""
+    exact, stem = song_names(file)
+    return artists.get(exact) or artists.get(stem, "")
 
 
 def read_split_lists(folder: Path, songs: Sequence[Song]) -> dict[str, list[str]]:
@@ -339,6 +360,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--split artist needs --artist-index")
     if args.split == "fault_filtered" and not args.split_lists:
         parser.error("--split fault_filtered needs --split-lists")
+    if args.split_lists and args.split != "fault_filtered":
+        parser.error("--split-lists goes with --split fault_filtered")
+    shares = [name for name in ("val_fraction", "test_fraction") if getattr(args, name) != parser.get_default(name)]
+    if shares and (args.split == "fault_filtered" or (args.folds and "test_fraction" in shares)):
+        parser.error("the split lists and folds say how many songs are tested: leave out the fraction")
     if (args.folds is None) != (args.fold is None):
         parser.error("--folds and --fold go together")
     if args.folds and (args.split == "fault_filtered" or args.folds < 2 or args.fold > args.folds):
@@ -423,7 +449,7 @@ def _run(args: argparse.Namespace) -> int:
     print(f"{len(found)} songs of {len(genres)} genres in {root}", flush=True)
 
     checks = check_songs(found, args.data, args.min_seconds, args.workers)
-    songs = [judged(song, check, artists.get(song.track, "")) for song, check in zip(found, checks, strict=True)]
+    songs = [judged(song, check, artist_of(song.file, artists)) for song, check in zip(found, checks, strict=True)]
     left_out = [song for song in songs if song.verdict != "ok"]
     for song in left_out:
         complain(f"{song.file}: {song.verdict}; left out")

@@ -194,7 +194,7 @@ def run_rounds(
     """
     from extract_model_features import MEMBERS
 
-    repeats = read_repeats(catalogue.data)
+    repeats = read_repeats(catalogue)
     folders = [runs / f"{protocol}_{number}" for number in range(rounds)]
     check_settings(folders, options)
     for number, folder in enumerate(folders):
@@ -266,16 +266,23 @@ def read_rounds(folders: Sequence[Path]) -> Pool:
     for number, folder in enumerate(folders):
         path = folder / "results" / "evaluation.json"
         result = read_json(path, "evaluate.py", "genres", "rare_genres", "checkpoints", "models")
-        genres, rare = result["genres"], result["rare_genres"]
         songs = read_catalogue(folder / "data").songs
-        for model, checkpoint in result["checkpoints"].items():
-            windows.setdefault(model, []).append(checkpoint["windows"])
-            if settings.setdefault(model, recipe(checkpoint)) != recipe(checkpoint):
-                raise UserError(f"{folder} was trained with other settings than {folders[0]}: move one of them away")
-        for model, scores in result["models"].items():
-            if "val" in scores:
-                validation.setdefault(model, []).append(scores["val"]["song_accuracy"])
-        first = next(iter(result["models"]))
+        try:
+            genres, rare = result["genres"], result["rare_genres"]
+            for model, checkpoint in result["checkpoints"].items():
+                windows.setdefault(model, []).append(checkpoint["windows"])
+                if settings.setdefault(model, recipe(checkpoint)) != recipe(checkpoint):
+                    raise UserError(
+                        f"{folder} was trained with other settings than {folders[0]}: move one of them away"
+                    )
+            for model, scores in result["models"].items():
+                if "val" in scores:
+                    validation.setdefault(model, []).append(scores["val"]["song_accuracy"])
+            first = next(iter(result["models"]))
+            if not all(isinstance(genre, str) for genre in [*genres, *rare]):
+                raise ValueError("genres that are no names")
+        except (AttributeError, KeyError, StopIteration, TypeError, ValueError) as error:
+            raise UserError(f"{path} is damaged ({error}): make that round again") from None
         answers = folder / "results" / "predictions.csv"
         try:
             with answers.open(encoding="utf-8", newline="") as stream:
@@ -313,7 +320,7 @@ def pooled(pool: Pool, fusion: str) -> dict[str, Any]:
             "spread": float(np.std(by_round, ddof=1)) if len(rounds) > 1 else None,
             "wilson_95": wilson_interval(int(good.sum()), len(good)),
             "artists_95": bootstrap_difference(good, np.zeros_like(good), pool.artists),
-            "without_rare": float(good[common].mean()),
+            "without_rare": float(good[common].mean()) if common.any() else None,
         }
         if model in outputs:
             models[model] |= song_figures(outputs[model], pool.labels, pool.genres)

@@ -250,7 +250,8 @@ def round_rows(
     """What the networks of rounds said of songs that they weren't trained on, those songs, and the split hashes.
 
     ``members`` are the settings of the networks to be fused, by name. Rows have no features. Raises UserError if the
-    rounds know other genres or were trained with other settings, or if none of their songs may be used.
+    rounds know other genres or were trained with other settings, if none of their songs may be used, or if their
+    networks know the artists of their test songs, as those of an artist split don't.
     """
     from protocols import read_rounds
 
@@ -266,8 +267,13 @@ def round_rows(
         raise UserError(f"no training or validation song of {catalogue.data} is a test song of these rounds")
     outputs = np.stack([pool.outputs[name][use] for name in members], axis=1)
     rows = Rows(np.log(np.maximum(outputs, np.finfo(float).tiny)), np.zeros((len(outputs), 0)), pool.labels[use])
-    hashes = [read_catalogue(folder / "data").split["sha256"]["test"] for folder in folders]
-    return rows, pool.tracks[use].tolist(), hashes
+    splits = [read_catalogue(folder / "data").split for folder in folders]
+    for folder, split in zip(folders, splits, strict=True):
+        if catalogue.split.get("method") == "artist" != split.get("method"):
+            raise UserError(
+                f"{folder} is no artist fold, its networks know artists of its test songs: take artist folds"
+            )
+    return rows, pool.tracks[use].tolist(), [split["sha256"]["test"] for split in splits]
 
 
 def _run(args: argparse.Namespace) -> int:

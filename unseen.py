@@ -8,16 +8,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from catalogue import SPLITS, Catalogue, artist_names
 from common import UserError
-from prepare_gtzan_data import read_lines, track_name
+from prepare_gtzan_data import artist_of, read_lines, song_names
 from splits import linked_groups
 
 
 def read_seen(paths: Sequence[Path], sums: Mapping[str, str]) -> set[str]:
-    """The songs that networks were trained and validated on, as ``track_name`` has them whatever their extension.
+    """The songs that networks were trained and validated on, by ``song_names`` without an extension.
 
     Parameters
     ----------
@@ -33,48 +33,48 @@ def read_seen(paths: Sequence[Path], sums: Mapping[str, str]) -> set[str]:
     for split in ("train", "val"):
         if sums[split] not in found:
             raise UserError(
-                f"the networks' {split} songs are in none of {', '.join(map(str, paths))}: name the {split}.txt of the "
-                "split that they were trained on too"
+                f"none of {', '.join(map(str, paths))} is the list of the networks' {split} songs (SHA-256 "
+                f"{sums[split][:12]}...): name {split}.txt of the split that they were trained on, as it was made"
             )
-    return {_name(line) for lines in lists for line in lines}
-
-
-def _name(file: str) -> str:
-    path = PurePosixPath(file)
-    return track_name(path.parent.name, path.stem)
+    return {song_names(line)[1] for lines in lists for line in lines}
 
 
 def unseen_songs(
-    catalogue: Catalogue, seen: set[str], artists: Mapping[str, str], repeats: Iterable[Sequence[str]]
-) -> tuple[Catalogue, dict[str, int]]:
+    catalogue: Catalogue, seen: set[str], artists: Mapping[str, str], repeats: Iterable[tuple[str, str]]
+) -> tuple[Catalogue, dict[str, int | None]]:
     """The catalogue with those songs as its test that are not ``seen``, nor by an artist of these, nor repeats of any.
 
     Parameters
     ----------
     seen : names as ``read_seen`` gives them
-    artists : credits by such a name; of joint credits every artist counts, unknown artists are nobody's
+    artists : what ``read_artists`` gives; for songs that it lacks the catalogue's are taken. All artists of a joint
+        credit count, an unknown one is nobody
     repeats : pairs of usable tracks that hold one recording
 
     Returns
     -------
-    The catalogue, and how many usable songs are left out: ``listed``, ``artist`` and ``repeat``.
+    The catalogue, and how many of its usable songs are left out: ``listed``, by an ``artist`` of the seen (None if no
+    artist of theirs is known) and ``repeat``. ``absent`` are the seen songs that the catalogue lacks: repeats of them
+    can't be told.
 
     Raises
     ------
     UserError where no song is left.
     """
-    names = {song.track: _name(song.file) for song in catalogue.songs.values() if song.verdict == "ok"}
+    songs = {song.track: song for song in catalogue.songs.values() if song.verdict == "ok"}
+    names = {track: song_names(song.file)[1] for track, song in songs.items()}
     known = {track for track, name in names.items() if name in seen}
-    heard = set[str]().union(*(artist_names(artists.get(name, "")) for name in seen))
-    shared = {track for track, name in names.items() if artist_names(artists.get(name, "")) & heard} - known
-    place = {track: index for index, track in enumerate(names)}
+    by = {track: artist_names(artist_of(song.file, artists) or song.artist) for track, song in songs.items()}
+    heard = set[str]().union(*(artist_names(artists.get(name, "")) for name in seen), *(by[track] for track in known))
+    shared = {track for track in songs if by[track] & heard} - known
+    place = {track: index for index, track in enumerate(songs)}
     pairs = [(place[first], place[second]) for first, second in repeats]
-    group_of = dict(zip(names, linked_groups(len(names), [""] * len(names), pairs), strict=True))
+    group_of = dict(zip(songs, linked_groups(len(songs), [""] * len(songs), pairs), strict=True))
     taken = {group_of[track] for track in known | shared}
-    repeated = {track for track in names if group_of[track] in taken} - known - shared
-    test = sorted({*names} - known - shared - repeated)
+    repeated = {track for track in songs if group_of[track] in taken} - known - shared
+    test = sorted({*songs} - known - shared - repeated)
     if not test:
         raise UserError(f"the networks have seen all songs in {catalogue.data}, or their artists: name another --data")
-    count = {"listed": len(known), "artist": len(shared), "repeat": len(repeated)}
+    count = {"listed": len(known), "absent": len(seen - {*names.values()}), "repeat": len(repeated)}
     splits = {split: test if split == "test" else [] for split in SPLITS}
-    return dataclasses.replace(catalogue, splits=splits), count
+    return dataclasses.replace(catalogue, splits=splits), count | {"artist": len(shared) if heard else None}

@@ -219,6 +219,7 @@ def test_accuracy_without_rare_genres_counts_the_others_songs():
     confusion = [[8, 2, 0], [1, 1, 0], [5, 0, 5]]
     assert accuracy_without(confusion, ["a", "b", "c"], ["b"]) == pytest.approx(13 / 20)
     assert accuracy_without(confusion, ["a", "b", "c"], []) == pytest.approx(14 / 22)
+    assert accuracy_without(confusion, ["a", "b", "c"], ["a", "b", "c"]) is None
 
 
 def test_mcnemar_known_values():

@@ -109,6 +109,15 @@ def test_folders_made_for_nothing_go(tmp_path):
     with pytest.raises(RuntimeError), locked(tmp_path / "models" / "x"):
         raise RuntimeError
     assert not (tmp_path / "models").exists()
+    with pytest.raises(RuntimeError), locked_file(tmp_path / "new" / "x"):
+        raise RuntimeError
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_lock_that_cannot_be_made_is_an_error_and_no_endless_wait(tmp_path):
+    (tmp_path / ".lock").symlink_to(tmp_path / "nowhere" / "x")
+    with pytest.raises(UserError, match=r"\.lock can't be made .*: choose another place"), locked(tmp_path):
+        pass
 
 
 def test_only_one_at_a_time_gets_in(tmp_path):

@@ -18,7 +18,7 @@ import pytest
 import soundfile
 
 import prepare_gtzan_data as prepare
-from catalogue import SPLITS, Catalogue, Song, read_catalogue
+from catalogue import SPLITS, Catalogue, Song, artist_key, read_catalogue
 from common import UserError, one_line
 from repeats import DEFAULT_THRESHOLD, find_repeats, fingerprint, sound_digest
 
@@ -156,6 +156,8 @@ def test_one_genre_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     "args",
     ["--split artist", "--split fault_filtered", "--folds 3", "--folds 3 --fold 4", "--val-fraction 0",
+     "--split-lists x", "--folds 3 --fold 1 --test-fraction 0.2", "--split fault_filtered --split-lists x "
+     "--val-fraction 0.2",
      "--split fault_filtered --split-lists x --folds 3 --fold 1", "--val-fraction 0.5 --test-fraction 0.5",
      "--repeat-threshold 2", "--workers 0", "--min-seconds nan", "--min-seconds -5", "--min-seconds inf"],
 )  # fmt: skip
@@ -317,6 +319,17 @@ def test_artist_folds_have_lists_of_their_own(tmp_path: Path, songs: Path) -> No
         assert not (artists[0] | artists[1]) & artists[2]
     assert sorted(tested) == sorted(catalogue.songs)
     assert len(list((tmp_path / "data" / "splits").iterdir())) == 3
+
+
+def test_an_index_is_matched_by_extension_first_and_however_accents_are_coded(tmp_path: Path) -> None:
+    index = tmp_path / "index.txt"
+    lines = ["rock/song.ogg ::: Ann ::: 1", "rock/song.wav ::: Bob ::: 2", "caf\u00e9.1.wav ::: Beyonc\u00e9 ::: 3"]
+    index.write_text("\ufeff" + "\n".join(lines), encoding="utf-8")  # a byte order mark, as some editors put
+    artists = prepare.read_artists(index)
+    files = ("rock/song.ogg", "rock/song.wav", "rock/song.mp3", "cafe\u0301/cafe\u0301.1.au", "rock/other.wav")
+    found = [prepare.artist_of(file, artists) for file in files]
+    assert found == ["Ann", "Bob", "Ann", "Beyonc\u00e9", ""]
+    assert artist_key("Beyonce\u0301") == artist_key("BEYONC\u00c9")
 
 
 def test_index_of_another_data_set_is_refused(tmp_path: Path, songs: Path, capsys: pytest.CaptureFixture[str]) -> None:

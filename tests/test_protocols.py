@@ -160,13 +160,16 @@ def test_bad_options_for_the_trainings_are_bad_usage(mini_features, tmp_path, tr
 
 
 @pytest.mark.parametrize(
-    "options", ["--training=--refit=30", "--runs other", "--jobs 1", "--protocol artist --models m", "--rounds 1"]
+    "options",
+    ["--training=--refit=30", "--runs other", "--jobs 1", "--protocol artist --models m", "--rounds 1"]
+    + [f"--protocol artist --{option}" for option in ("threads 99", "seen x", "rounds 6")],
 )
 def test_options_of_what_is_not_done_are_bad_usage(mini_features, tmp_path, options, capsys):
     with pytest.raises(SystemExit) as caught:
         evaluate.main(["--data", str(mini_features[0]), "--results", str(tmp_path), *options.split()])
     assert caught.value.code == 2
-    assert "--protocol" in capsys.readouterr().err.splitlines()[-1]
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "--protocol" in said or "--rounds is at most 5" in said
     assert not any(tmp_path.iterdir())
 
 
@@ -212,6 +215,17 @@ def test_damaged_answers_of_a_round_are_named(runs, tmp_path, old, new):
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(UserError, match=r"predictions\.csv can't be read .*: make that round again"):
+        read_rounds([folder])
+
+
+@pytest.mark.parametrize(
+    "change", [{"checkpoints": [1]}, {"models": [1]}, {"models": {}}, {"genres": [1]}, {"genres": 1}]
+)
+def test_damaged_figures_of_a_round_are_named(runs, tmp_path, change):
+    folder = shutil.copytree(runs / "artist_0", tmp_path / "artist_0", symlinks=True)
+    path = folder / "results" / "evaluation.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=r"evaluation\.json is damaged .*: make that round again"):
         read_rounds([folder])
 
 

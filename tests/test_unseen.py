@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -39,41 +40,77 @@ def test_unseen_songs_are_scored_as_the_test_songs_are(pipeline, other_split, tm
     assert "--seen" in one_line(capsys)
     index = pipeline.source / "artists.txt"
     assert evaluate.main(arguments(pipeline, data, results, "--seen", *lists, "--artist-index", index)) == 0
-    songs = read_catalogue(data).splits
-    said = capsys.readouterr().out
-    listed = len(songs["train"]) + len(songs["val"])
-    assert f"{len(songs['test'])} songs that the networks have not seen, and not {listed} listed ones, 0 by" in said
+    splits, said = read_catalogue(pipeline.data).splits, capsys.readouterr().out
+    listed = len(splits["train"]) + len(splits["val"])
+    assert (
+        f"{len(splits['test'])} songs that the networks have not seen; left out are {listed} that they have, 0" in said
+    )
+    assert "can't be told" not in said
     assert "validation, %" not in said
+    assert [path.name for path in results.iterdir()] == ["unseen"], "the results of the split stay as they are"
+    results /= "unseen"
     assert predictions(results) == predictions(pipeline.results)
     before, after = (json.loads((folder / "evaluation.json").read_text()) for folder in (pipeline.results, results))
     assert {name: scores["test"] for name, scores in before["models"].items()} == {
         name: scores["test"] for name, scores in after["models"].items()
     }
-    assert after["unseen"] == {"listed": listed, "artist": 0, "repeat": 0}
+    assert after["split"] == before["split"], "that of the networks"
+    counted = {"listed": listed, "absent": 0, "artist": 0, "repeat": 0}
+    assert after["unseen"] == counted | {"artist_index": file_sha256(index)}
 
 
-def test_artists_that_were_heard_and_repeats_are_left_out(pipeline, other_split, tmp_path):
+def test_what_was_heard_or_cannot_be_read_is_left_out(pipeline, other_split, tmp_path, capsys):
     data, lists = other_split
-    songs = read_catalogue(data).splits
-    joint, repeat, *rest = songs["test"]
-    edit_metadata(data, lambda value: value["repeats"].append({"tracks": [repeat, songs["val"][0]]}))
-    heard = songs["train"][0]
+    splits = read_catalogue(pipeline.data).splits
+    joint, repeat, changed, *rest = splits["test"]
+    absent, heard = splits["train"][:2]
+
+    def change(value: dict) -> None:
+        value["repeats"].append({"tracks": [repeat, splits["val"][0]]})
+        value["songs"] = [song for song in value["songs"] if song["track"] != absent]
+        for song in value["songs"]:
+            song["artist"] = ""  # the index alone knows
+            if song["track"] == changed:
+                song["sha256"] = "0" * 64
+
+    edit_metadata(data, change)
+    for split, tracks in splits.items():  # another split has other lists
+        kept = [f"{track.partition('.')[0]}/{track}.wav\n" for track in tracks if track != absent]
+        (data / "processed" / f"{split}_files.txt").write_text("".join(kept))
+        digest = hashlib.sha256("".join(kept).encode()).hexdigest()
+        edit_metadata(data, lambda value, split=split, digest=digest: value["split"]["sha256"].update({split: digest}))
     index = tmp_path / "index.txt"
     index.write_text(f"{heard}.au ::: Ann ::: Alone\n{joint}.au ::: Bob & ann ::: Together\n")
     results = tmp_path / "results"
     assert evaluate.main(arguments(pipeline, data, results, "--seen", *lists, "--artist-index", index)) == 0
-    assert [row["track"] for row in predictions(results)] == rest
-    counted = json.loads((results / "evaluation.json").read_text())["unseen"]
-    assert (counted["artist"], counted["repeat"]) == (1, 1)
+    out, err = capsys.readouterr()
+    assert f"{changed}.wav is not the file that prepare_gtzan_data.py saw" in err
+    assert f"{len(rest)} songs that the networks have not seen; " in out
+    assert ", 1 by artists of these, 1 that repeat one of them; repeats of 1 that they have seen can't be told" in out
+    assert "; 1 more can't be read" in out
+    assert [row["track"] for row in predictions(results / "unseen")] == rest
+    index.write_text("x.wav ::: nobody ::: nothing\n")
+    assert evaluate.main(arguments(pipeline, data, results, "--seen", *lists, "--artist-index", index)) == 1
+    assert "names no artist of the songs that the networks have seen" in one_line(capsys)
+    assert evaluate.main(arguments(pipeline, data, results, "--seen", *lists)) == 0
+    assert "artists are not known and may be those that they have heard" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("repeats", [5, [1], [{"tracks": ["blues.00000"]}], [{"tracks": ["blues.00000", "none"]}]])
+def test_damaged_repeats_are_refused(pipeline, other_split, tmp_path, capsys, repeats):
+    data, lists = other_split
+    edit_metadata(data, lambda value: value.update(repeats=repeats))
+    assert evaluate.main(arguments(pipeline, data, tmp_path / "results", "--seen", *lists)) == 1
+    assert "metadata.json are damaged" in one_line(capsys)
 
 
 def test_lists_of_other_networks_are_refused(pipeline, other_split, tmp_path, capsys):
     data, (train, val) = other_split
     assert evaluate.main(arguments(pipeline, data, tmp_path / "results", "--seen", train)) == 1
-    assert "val songs are in none of" in one_line(capsys)
+    assert "is the list of the networks' val songs" in one_line(capsys)
     train.write_text("".join(line + "\n" for line in train.read_text().splitlines()[1:]))
     assert evaluate.main(arguments(pipeline, data, tmp_path / "results", "--seen", train, val)) == 1
-    assert "train songs are in none of" in one_line(capsys)
+    assert "is the list of the networks' train songs" in one_line(capsys)
     assert not (tmp_path / "results").exists()
 
 
@@ -124,4 +161,5 @@ def test_no_song_is_left_that_shares_anything_with_a_seen_one(drawn, pairs):
         assert not expected
         return
     assert found.splits == {"train": [], "val": [], "test": expected}
-    assert len(expected) + sum(count.values()) == len(good)
+    assert len(expected) + count["listed"] + (count["artist"] or 0) + count["repeat"] == len(good)
+    assert count["absent"] == len(seen - good)
