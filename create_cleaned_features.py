@@ -60,7 +60,9 @@ def _run(args: argparse.Namespace) -> int:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__, "--data")
-    parser.add_argument("--threshold", type=float, default=1e-4, metavar="X", help="least variance that is kept")
+    parser.add_argument(
+        "--threshold", type=float, default=1e-4, metavar="X", help="variance up to which a dimension is removed"
+    )
     args = parser.parse_args(argv)
     if not args.threshold >= 0:
         parser.error("--threshold is at least 0")

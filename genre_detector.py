@@ -72,6 +72,7 @@ class Analysis:
     song: dict[str, np.ndarray]  # model -> (classes,)
     windows: dict[str, np.ndarray]  # model -> (windows, classes)
     borders: np.ndarray  # (windows + 1,): seconds of the file between which each window is nearest
+    padded: bool  # shorter than a window
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Prediction:
     genre: str
     probabilities: dict[str, float]
     notes: list[str] = field(default_factory=list)
-    confident: bool = True  # the top probability reaches the detector's ``min_confidence``, and it may be music
+    confident: bool = True  # the top probability reaches ``min_confidence``, it may be music, and is long enough
     sections: list[Section] = field(default_factory=list)  # which part is what
     size: int = 0  # bytes, and
     mtime: float = 0.0  # seconds since 1970: the file's before it was read
@@ -119,7 +120,8 @@ class GenreDetector:
     models : folder of checkpoints; by default the one beside this file
     device : "auto", "cpu", "cuda" or "mps"
     min_confidence : top probability from which on an answer is confident; by default the model's own, from which on
-        its answers to held-out songs were right 9 times in 10 (of a network with a --refit, as it was before)
+        its answers to held-out songs were right 9 times in 10 (of a network with a --refit, as it was before). That
+        promises nothing for sounds shorter than a window (6 s), so no answer to one is confident by default
 
     Raises
     ------
@@ -161,6 +163,7 @@ class GenreDetector:
                 raise UserError(f"{path} uses features that the networks don't have: run {MADE_BY} again")
         if min_confidence is None and "min_confidence" not in own:
             raise UserError(f"{path} lacks 'min_confidence': run {remedy} again")
+        self._own_threshold = min_confidence is None
         self.min_confidence: float = own["min_confidence"] if min_confidence is None else min_confidence
         self.weights = sha256[:12]  # tells released models apart
         self.genres: list[str] = self.members[0].genres
@@ -183,8 +186,9 @@ class GenreDetector:
         window, frames = self.members[0].window, heard.features["mfcc"].shape[1]
         starts = window_starts(frames, window, self.members[0].overlap)
         borders = window_borders(starts, window, heard.start, heard.seconds)
-        padded = [f"padded to the {window / FRAMES_PER_SECOND:.1f} s that the networks hear at a time"]
-        return Analysis(heard.seconds, heard.notes + (padded if frames < window else []), song, windows, borders)
+        padded = frames < window
+        note = [f"padded to the {window / FRAMES_PER_SECOND:.1f} s that the networks hear at a time"] if padded else []
+        return Analysis(heard.seconds, heard.notes + note, song, windows, borders, padded)
 
     def predict(self, path: str | Path, start: float = 0.0, duration: float | None = None) -> Prediction:
         """The genre of a song, or of a part of it (seconds). Raises UserError as ``SoundReader``."""
@@ -196,6 +200,7 @@ class GenreDetector:
         log_probabilities = analysis.song[self.model]
         probabilities = np.exp(log_probabilities)
         probabilities /= probabilities.sum()
+        unproven = heard.sounds_like or (analysis.padded and self._own_threshold)
         return Prediction(
             path,
             analysis.seconds,
@@ -203,7 +208,7 @@ class GenreDetector:
             self.genres[int(log_probabilities.argmax())],
             dict(zip(self.genres, probabilities.tolist(), strict=True)),
             analysis.notes,
-            bool(probabilities.max() >= self.min_confidence) and not heard.sounds_like,
+            bool(probabilities.max() >= self.min_confidence) and not unproven,
             sections(analysis.windows[self.model], analysis.borders, self.genres),
             heard.size,
             heard.mtime,

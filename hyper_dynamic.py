@@ -26,7 +26,7 @@ from common import UserError, library_versions, progress, write_text
 from distributed import Team
 from extract_features import N_MELS, N_MFCC, load_features
 from predict import calibrated, class_accuracies, confidence_threshold, fit_temperature, network_outputs
-from rules import ClassState, Schedule, Settings, class_weights, learning_rate, training_window, update_classes
+from rules import ClassState, Schedule, Settings, class_weights, flag, learning_rate, training_window, update_classes
 from stopping import Stopped, random_state, set_random_state
 
 if TYPE_CHECKING:
@@ -381,7 +381,8 @@ class Trainer:
             raise UserError(f"{path} was made with --refit {refit}: repeat that or ask for more, or begin with --force")
         for key in ("settings", "strides", "seed", "split", "genres"):
             if meta.get(key) != expected[key]:
-                raise UserError(f"{path} was made with another {key}: repeat its options, or begin anew with --force")
+                what = _other_options(meta.get(key), expected[key]) if key == "settings" else f"another {key}"
+                raise UserError(f"{path} was made with {what}: repeat its options, or begin anew with --force")
         parts: dict[str, dict[str, torch.Tensor]] = {"network": {}, "average": {}, "optimiser": {}, "random": {}}
         state: dict[int, dict[str, torch.Tensor]] = {}
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
@@ -440,6 +441,12 @@ class Trainer:
         meta = self._meta() | {"released_epoch": epochs, **figures}
         save_checkpoint(self.folder / "model.safetensors", halves, meta)
         return meta
+
+
+def _other_options(was: Any, now: dict[str, Any]) -> str:
+    """In words, what differs in the settings of an earlier run."""
+    differ = [name for name in now if isinstance(was, dict) and was.get(name) != now[name]]
+    return ", ".join(f"{flag(name)} {was.get(name)}" for name in differ) or "other settings"
 
 
 def _lines(path: Path) -> list[str]:

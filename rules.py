@@ -6,8 +6,9 @@ Nothing here knows of networks or files; ``hyper_dynamic.Trainer`` applies the r
 from __future__ import annotations
 
 import math
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,6 +62,26 @@ class Settings:
     check_every: int = setting(3, "epochs between two looks at the validation songs", low=1)
 
 
+OPTIONS = {option.name: option for option in fields(Settings) if option.metadata}
+
+
+def flag(name: str) -> str:
+    """The option of a setting: ``--batch-size``."""
+    return "--" + name.replace("_", "-")
+
+
+def option_value(name: str, text: str) -> Any:
+    """The value of a setting that ``text`` gives: with its name an argparse type, whose error says what can't be."""
+    kind, low, high = type(OPTIONS[name].default), OPTIONS[name].metadata["low"], OPTIONS[name].metadata["high"]
+    try:
+        value = kind(text)
+    except ValueError:
+        raise ArgumentTypeError(f"{text} is no {'whole ' * (kind is int)}number") from None
+    if not low <= value <= high or value == math.inf:  # NaN is in no range
+        raise ArgumentTypeError(f"must be at least {low} and {'finite' if high == math.inf else f'at most {high}'}")
+    return value
+
+
 # ---------------------------------------------------------------- windows of an epoch
 
 
@@ -73,8 +94,9 @@ def draw_windows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The windows of one epoch, shuffled.
 
-    Each song's windows lie on a grid of its own overlap that starts at a random frame; ``rate`` of them are
-    drawn without replacement, rounded at random so that the mean is exact.
+    Each song's windows lie on a grid of its own overlap that starts at a random frame of the first hop; ``rate`` of
+    them are drawn without replacement, rounded at random so that the mean is exact. A window flush with the end is
+    always among those to draw from, one flush with the start seldom: the first hop of a song is heard less often.
 
     Returns
     -------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from catalogue import read_catalogue
 from common import UserError, WriteError, argument_parser, complain, format_table, locked, whole_number
 from distributed import local_size, team_on
 from hyper_dynamic import Trainer, pick_device
-from rules import MAX_EPOCHS, Settings
+from rules import MAX_EPOCHS, OPTIONS, Settings, flag, option_value
 from stopping import Stopped, keep_unfinished, resume_command, signals_to
 
 if TYPE_CHECKING:
@@ -42,21 +42,15 @@ def read_options(
         help="epochs after the schedule's, on training and validation songs; --resume --refit N adds them to a "
         "finished training or to its refit. What is known of the network from validation songs is from before",
     )
-    options = {option.name: option for option in dataclasses.fields(settings) if option.metadata}
-    for name, option in options.items():
-        default, text = getattr(settings, name), option.metadata["help"]
-        parser.add_argument(_flag(name), type=type(default), default=default, metavar="N", help=text)
+    for name, option in OPTIONS.items():
+        default, kind = getattr(settings, name), functools.partial(option_value, name)
+        parser.add_argument(flag(name), type=kind, default=default, metavar="N", help=option.metadata["help"])
     args = parser.parse_args(argv)
-    for name, option in options.items():
-        low, high = option.metadata["low"], option.metadata["high"]
-        if not low <= getattr(args, name) <= high or getattr(args, name) == math.inf:  # NaN is in no range
-            most = "finite" if high == math.inf else f"at most {high}"
-            parser.error(f"{_flag(name)} must be at least {low} and {most}")
     if args.refit and not args.last:
         parser.error("--refit goes on from the schedule's end: leave --last at 1")
     if args.refit and not args.final_rate:
         parser.error("--refit goes on with the last learning rate: that of --final-rate 0 is none")
-    return args, dataclasses.replace(settings, **{name: getattr(args, name) for name in options})
+    return args, dataclasses.replace(settings, **{name: getattr(args, name) for name in OPTIONS})
 
 
 def training_command(
@@ -68,9 +62,9 @@ def training_command(
     import torch
 
     torch.set_num_threads(max(1, args.threads // local_size()))
-    catalogue = read_catalogue(args.data)
     folder = args.models / settings.name
     with team_on(pick_device(args.device)) as team, ExitStack() as stack:
+        catalogue = team.tell(read_catalogue, args.data)
         team.tell(stack.enter_context, locked(folder))
         if not (args.resume or args.force):
             team.tell(keep_unfinished, folder)
@@ -87,9 +81,11 @@ def training_command(
                 complain(f"stopped by {stop}, all is saved; go on with: {resume_command(team.launcher(), argv)}")
             return 128 + stop.number
         except WriteError as error:
-            raise UserError(f"{error} with --resume") from None
+            resume = " with --resume" if (folder / "latest.safetensors").exists() else ""
+            raise UserError(f"{error}{resume}") from None
         except OSError as error:
-            raise UserError(f"{folder} can't be written to ({error}): make room, go on with --resume") from None
+            resume = ", go on with --resume" if (folder / "latest.safetensors").exists() else " and run this again"
+            raise UserError(f"{folder} can't be written to ({error}): make room{resume}") from None
     if team.rank:
         return 0
     rows = [
@@ -104,7 +100,3 @@ def training_command(
     if args.refit:
         print("Validation figures and temperature are from before the refit.")
     return 0
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

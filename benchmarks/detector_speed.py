@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from common import UserError, argument_parser, command, format_table, positive_int  # noqa: E402
+from common import seconds as finite  # noqa: E402
 from detector_inputs import find_songs, listen  # noqa: E402
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", type=Path, default=ROOT / "models", metavar="DIR", help="folder of checkpoints")
     parser.add_argument("--repeat", type=positive_int, default=5, metavar="N", help="runs of each measurement")
     parser.add_argument(
-        "--hours", type=float, default=0, metavar="H", help="also a file of this length; 0 leaves it out"
+        "--hours", type=finite, default=0, metavar="H", help="also a file of this length; 0 leaves it out"
     )
     args = parser.parse_args(argv)
     songs = [path for path, problem in find_songs(args.songs) if problem is None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import dataclasses
 import hashlib
@@ -14,22 +15,22 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import UserError, whole_file
-from rules import Settings
+from rules import OPTIONS, option_value
 
 Row = dict[str, str]
 
 
-def read_recipe(text: str, settings: Settings) -> dict[str, Any]:
-    """The settings in "epochs=48 share=0.2". Raises UserError if one is none or has a value of another kind."""
-    names = [field.name for field in dataclasses.fields(settings) if field.metadata]
-    kinds = {name: type(getattr(settings, name)) for name in names}
+def read_recipe(text: str) -> dict[str, Any]:
+    """The settings in "epochs=48 share=0.2". Raises UserError if one is none or has a value that can't be."""
     changes = {}
     for word in text.split():
         name, _, value = word.partition("=")
+        if name not in OPTIONS or not value:
+            raise UserError(f"--recipe {word}: write NAME=N with one of {', '.join(OPTIONS)}")
         try:
-            changes[name] = kinds[name](value)
-        except (KeyError, ValueError):
-            raise UserError(f"--recipe {word}: write NAME=N with one of {', '.join(names)}") from None
+            changes[name] = option_value(name, value)
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"--recipe {word}: {error}") from None
     return changes
 
 

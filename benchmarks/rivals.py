@@ -98,8 +98,10 @@ class Counted(Schedule):
 class InfoBatch(Schedule):
     """Leaves out a part of the windows whose last loss is below the mean; the others of them count for more.
 
-    After Qin et al., InfoBatch, ICLR 2024, with its part and its end. A window is known by its place in its song: the
-    grid of places starts anew at random in every epoch, by less than a hop. Its loss is that of training, unweighted.
+    After Qin et al., InfoBatch, ICLR 2024, with its part and its end. A window is known by its place in its song, in
+    hops from the start: the grid starts anew at random in every epoch, and the last window of a song may share its
+    place with the one before. Its loss is that of training, unweighted; with mixup it is that of a mixture, so that
+    what is easy is known less well than in the original.
     """
 
     def __init__(self, rules: Settings, part: float = 0.5, until: float = 0.875):

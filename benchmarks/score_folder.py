@@ -1,10 +1,12 @@
 """Score the released models on a folder of genre folders: music that neither training nor evaluation has seen.
 
 Reads   DIR/<genre>/<song>, models/
-Writes  nothing; prints accuracy with its 95 % interval and the recall of each genre
+Writes  nothing; prints accuracy with its 95 % interval, calibration error, the recall of each genre, and how many
+        answers of the fusion are confident and how many of these right
 
-Example
+Examples
     python benchmarks/score_folder.py my_music/
+    python benchmarks/score_folder.py my_music/ --start 12 --duration 3 --min-confidence 0.8    # of a part of each song
 """
 
 from __future__ import annotations
@@ -16,8 +18,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common import UserError, argument_parser, command, complain, format_table, progress  # noqa: E402
-from detector_inputs import find_songs  # noqa: E402
+from common import (  # noqa: E402
+    UserError,
+    argument_parser,
+    command,
+    complain,
+    format_table,
+    fraction,
+    progress,
+    seconds,
+)
+from detector_inputs import find_songs, listen  # noqa: E402
 
 
 @command
@@ -25,23 +36,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__, "--device", "--threads")
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder whose subfolders are named as the genres")
     parser.add_argument("--models", type=Path, metavar="DIR", help="folder of checkpoints; if not given, the one here")
+    parser.add_argument("--start", type=seconds, default=0.0, metavar="S", help="seconds left out at the start")
+    parser.add_argument("--duration", type=seconds, metavar="S", help="seconds used; if not given, to the end")
+    parser.add_argument("--min-confidence", type=fraction, metavar="P", help="if not given, the model's own")
     args = parser.parse_args(argv)
 
     import numpy as np
     import torch
 
-    from evaluate import percent, score
-    from genre_detector import GenreDetector
+    from evaluate import chance_words, percent, score
+    from genre_detector import FUSION, GenreDetector
 
     torch.set_num_threads(args.threads)
-    detector = GenreDetector(models=args.models, device=args.device)
+    detector = GenreDetector(models=args.models, device=args.device, min_confidence=args.min_confidence)
     folders = [str(args.folder / genre) for genre in detector.genres if (args.folder / genre).is_dir()]
-    analyses, labels = [], []
+    analyses, labels, confident = [], [], []
     for song, problem in progress([*find_songs(folders)], args.folder.name):
         try:
             if problem:
                 raise problem
-            analyses.append(detector.analyse(song))
+            heard = listen(song, args.start, args.duration)
+            analyses.append(detector.judge(heard))
+            confident.append(detector.conclude(song, heard, analyses[-1]).confident)
             labels.append(detector.genres.index(Path(song).relative_to(args.folder).parts[0]))
         except UserError as error:
             complain(f"{error}; left out")
@@ -52,12 +68,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     counts = np.bincount(labels, minlength=len(detector.genres))
     rows = [["accuracy, %", str(len(labels)), *(percent(s["song_accuracy"]) for s in scores.values())]]
     rows.append(["95 % interval", "", *("-".join(percent(end) for end in s["wilson_95"]) for s in scores.values())])
+    rows.append(["calibration error, %", "", *(percent(s["expected_calibration_error"]) for s in scores.values())])
     rows += [
         [genre, str(count), *(percent(s["recall"][genre]) for s in scores.values())]
         for genre, count in zip(detector.genres, counts, strict=True)
         if count
     ]
     print(format_table(("", "songs", *scores), rows))
+    right = np.array([analysis.song[FUSION].argmax() for analysis in analyses]) == labels
+    sure = f"The fusion is right with {right[confident].sum()} of {sum(confident)} confident answers."
+    print(f"\n{sure} {chance_words(scores[FUSION])}")
     return 0
 
 

@@ -7,8 +7,8 @@ budget of plain-short and random-drop is what hyper-dynamic spent with the same 
 frames: a short window has half of them.
 
 At the default scale a seed of the six schedules is 2,400 s of one core: 20 to 25 minutes on two. Windows of the long
-schedules don't overlap, so that an epoch hears every frame once; with the published half overlap (--overlap 0.5) they
-take twice as long.
+schedules don't overlap, so that an epoch hears a frame about once (a tenth of them never, a tenth twice, as a song's
+last window is flush with its end); with the published half overlap (--overlap 0.5) they take twice as long.
 
 The split is that of the prepared data: prepare_gtzan_data.py --split artist. The composite is what the published method
 reports as accuracy: for `published` each class's validation accuracy as it was when the class graduated, or its best if
@@ -54,6 +54,7 @@ from catalogue import Catalogue, read_catalogue
 from common import UserError, argument_parser, command, format_table, fraction, positive_int, versions_line, write_text
 from extract_model_features import MEMBERS
 from figures import picture
+from rules import option_value
 
 if TYPE_CHECKING:
     from evaluate import Table
@@ -84,7 +85,7 @@ def settings_by(network: str, width: float, epochs: int, last: int, schedule: st
     """The settings of a run. Raises UserError for a recipe that names no setting."""
     script = importlib.import_module(network).SETTINGS
     shared = dataclasses.replace(script, width=width, last=last)
-    return settings_of(schedule, shared, epochs, read_recipe(recipe, script))
+    return settings_of(schedule, shared, epochs, read_recipe(recipe))
 
 
 def fingerprint_of(row: Row) -> str:
@@ -359,7 +360,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         choices=list(MEMBERS.values()),
         help="training script whose network and recipe are used",
     )
-    add("--width", type=float, default=0.25, metavar="N", help="factor on the channels of the network")
+    add(
+        "--width",
+        type=functools.partial(option_value, "width"),
+        default=0.25,
+        metavar="N",
+        help="factor on the channels of the network",
+    )
     add("--epochs", type=positive_int, default=300, metavar="N", help="of the long schedules; the short ones follow")
     add(
         "--last", type=int, choices=(0, 1), default=1, help="0: the weights of the check with the least validation loss"
@@ -384,7 +391,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     catalogue, rows = read_catalogue(args.data), read_rows(path, FIELDS)
     split = f"{catalogue.split['name']} {catalogue.split['sha256']['test'][:8]}"
     alike = (args.network, args.width, args.epochs, args.last, args.overlap, split)
-    changes = read_recipe(" ".join(args.recipe), importlib.import_module(args.network).SETTINGS)
+    changes = read_recipe(" ".join(args.recipe))
     if {"width", "last"} & set(changes):
         parser.error("--recipe: width and last are options of their own")
     settings = functools.partial(settings_by, args.network, args.width, args.epochs, args.last)

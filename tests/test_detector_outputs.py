@@ -70,11 +70,19 @@ def test_a_threshold_by_hand():
 
 
 def test_confident_is_a_matter_of_the_threshold(models, detector, songs):
-    answer = detector.predict(songs / "a.wav")
-    top = max(answer.probabilities.values())
-    assert answer.confident == (top >= detector.min_confidence)
+    top = max(detector.predict(songs / "a.wav").probabilities.values())
     for threshold, confident in ((top - 1e-6, True), (top + 1e-6, False)):
         assert GenreDetector("fusion", models, "cpu", threshold).predict(songs / "a.wav").confident is confident
+
+
+def test_no_answer_to_less_than_a_window_is_confident_by_itself(detector, repo, tmp_path, monkeypatch):
+    monkeypatch.setattr(detector, "min_confidence", 0.0)
+    for seconds, confident in ((5.9, False), (6.1, True)):
+        path = tmp_path / f"{seconds}.wav"
+        soundfile.write(path, decode(repo / "examples" / "demo_song.ogg", 4, seconds).samples, 22_050)
+        answer = detector.predict(path)
+        assert not answer.unlike_music
+        assert answer.confident is confident
 
 
 def test_text_names_the_two_nearest_when_uncertain(detect, songs):

@@ -21,6 +21,7 @@ from test_stops import no_larger_files
 import train_bigru_cnn
 import train_ecas_cnn
 from checkpoints import load_checkpoint
+from common import WriteError
 from hyper_dynamic import Trainer
 
 NAME = "ecas_cnn"
@@ -177,13 +178,13 @@ def test_resuming_a_finished_run_changes_nothing(data, whole, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "what"),
-    [(("--batch-size", 8), "settings"), (("--seed", 8), "seed"), (("--epochs", 6), "settings")],
+    [(("--batch-size", 8), "--batch-size "), (("--seed", 8), "another seed"), (("--epochs", 6), "with --epochs 5: ")],
 )
 def test_resume_with_other_options_is_refused(data, whole, tmp_path, capsys, change, what):
     models = shutil.copytree(whole, tmp_path / "models")
     assert train_ecas_cnn.main(arguments(data, models, "--seed", 7, *change, "--resume")) == 1
     line = one_line(capsys)
-    assert f"another {what}" in line
+    assert what in line
     assert "latest.safetensors" in line
     assert equal(models, whole)
     assert log(models) == log(whole)
@@ -192,6 +193,18 @@ def test_resume_with_other_options_is_refused(data, whole, tmp_path, capsys, cha
 def test_resume_of_nothing_is_refused(data, tmp_path, capsys):
     assert train_ecas_cnn.main(arguments(data, tmp_path, "--resume")) == 1
     assert "without --resume" in one_line(capsys)
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_full_disk_asks_for_resume_where_there_is_something_to_resume(data, tmp_path, monkeypatch, capsys, saved):
+    def run(trainer, resume):
+        if saved:
+            trainer._save_latest()
+        raise WriteError("the log can't be written: make room, then run this again")
+
+    monkeypatch.setattr(Trainer, "run", run)
+    assert train_ecas_cnn.main(arguments(data, tmp_path)) == 1
+    assert one_line(capsys).endswith("run this again" + " with --resume" * saved)
 
 
 def test_a_loss_that_is_no_number_ends_the_run(data, tmp_path, capsys):

@@ -51,19 +51,26 @@ def test_long_schedules_are_the_long_ones_and_short_ones_follow_the_recipe():
 
 def test_a_recipe_is_what_makes_a_difference():
     """Long schedules have a share and a length of their own; what the script does anyway is no recipe."""
-    changes = read_recipe("share=0.250 final_rate=.5 epochs=60", SCRIPT)
+    changes = read_recipe("share=0.250 final_rate=.5 epochs=60")
     texts = {
-        name: recipe_text(changes, lambda text, name=name: settings(name, **read_recipe(text, SCRIPT)))
-        for name in SCHEDULES
+        name: recipe_text(changes, lambda text, name=name: settings(name, **read_recipe(text))) for name in SCHEDULES
     }
     assert texts["hyper-dynamic"] == texts["random-drop"] == "epochs=60 final_rate=0.5"
     assert texts["plain-300"] == texts["published"] == "final_rate=0.5"
 
 
-@pytest.mark.parametrize("word", ["features=mfcc", "name=x", "epochs=few", "depth=3"])
+@pytest.mark.parametrize("word", ["features=mfcc", "name=x", "share", "depth=3"])
 def test_a_recipe_of_what_is_no_option_is_refused(word):
     with pytest.raises(UserError, match=f"--recipe {word}: write NAME=N with one of epochs, "):
-        read_recipe(word, SCRIPT)
+        read_recipe(word)
+
+
+@pytest.mark.parametrize(
+    "word", ["epochs=few", "epochs=1.5", "share=-1", "overlap=1.5", "width=nan", "learning_rate=inf"]
+)
+def test_a_recipe_that_cannot_be_trained_is_refused(word):
+    with pytest.raises(UserError, match=f"--recipe {word}: (must be at least|.* is no )"):
+        read_recipe(word)
 
 
 def test_runs_of_other_defaults_are_refused(tmp_path):
