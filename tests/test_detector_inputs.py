@@ -199,3 +199,29 @@ def test_without_av_one_line_names_the_extra(tmp_path, monkeypatch):
     path.write_bytes(b"\0" * 100)
     with pytest.raises(UserError, match=r"song\.m4a: \.m4a needs PyAV: pip install -r requirements-formats\.txt"):
         list(SoundReader(path))
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ({"start": -5}, "a start of -5 s can't be"),
+        ({"start": float("nan")}, "a start of nan s can't be"),
+        ({"duration": float("inf")}, "a duration of inf s can't be"),
+        ({"start": 500}, "0.000 s of sound from 500 s on"),
+    ],
+)
+def test_a_part_that_is_none_is_named(detector, render_tone, tmp_path, part, said):
+    with pytest.raises(UserError, match=said):
+        detector.predict(render_tone(tmp_path / "a.wav"), **part)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no /dev/null")
+def test_answers_go_to_ordinary_files(detect, render_tone, tmp_path):
+    code, _, err = detect("--json", "--output", "/dev/null", render_tone(tmp_path / "a.wav"))
+    assert (
+        code,
+        err.splitlines()[-1].endswith("no ordinary file: name another one with --output, or leave it out"),
+    ) == (
+        1,
+        True,
+    )
