@@ -16,7 +16,7 @@ import evaluate
 from catalogue import Catalogue, Song, read_catalogue
 from checkpoints import load_checkpoint
 from common import UserError, file_sha256
-from unseen import unseen_songs
+from unseen import read_seen, unseen_songs
 
 
 @pytest.fixture
@@ -114,11 +114,13 @@ def test_lists_of_other_networks_are_refused(pipeline, other_split, tmp_path, ca
     assert not (tmp_path / "results").exists()
 
 
-def test_line_ends_of_another_system_are_no_other_list(pipeline, other_split, tmp_path):
-    data, lists = other_split
+def test_line_ends_of_another_system_are_no_other_list(pipeline, other_split):
+    _, lists = other_split
+    sums = read_catalogue(pipeline.data).split["sha256"]
+    seen = read_seen(lists, sums)
     for path in lists:
-        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
-    assert evaluate.main(arguments(pipeline, data, tmp_path / "results", "--seen", *lists)) == 0
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert read_seen(lists, sums) == seen
 
 
 def test_the_released_lists_are_those_of_the_released_networks(models):
