@@ -399,12 +399,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--artist-index goes with --seen")
     if args.rounds and args.protocol and args.rounds > ROUNDS[args.protocol]:
         parser.error(f"--rounds is at most {ROUNDS[args.protocol]} for {args.protocol}")
-    for name in (
-        ("models", "seen", "threads") if args.protocol else ("rounds", "split_lists", "runs", "jobs", "training")
-    ):
+    alone, together = ("models", "seen", "threads"), ("rounds", "split_lists", "runs", "jobs", "training")
+    for name in alone if args.protocol else together:
         if getattr(args, name) != parser.get_default(name):
             parser.error(f"--{name.replace('_', '-')} goes {'without' if args.protocol else 'with'} --protocol")
-    mark = f"evaluate.py --protocol {args.protocol}" if args.protocol else "evaluate.py" + " --seen" * bool(args.seen)
+    kind = f" --protocol {args.protocol}" if args.protocol else " --seen" if args.seen else ""
+    mark = f"evaluate.py{kind}"
     for document in args.update:
         with_tables(document, "", mark)  # a mistake here is told before minutes of work
 

@@ -51,7 +51,15 @@ from common import (
 )
 from repeats import DEFAULT_THRESHOLD, Repeat, find_repeats, fingerprint, sound_digest
 from sound_faults import no_file
-from splits import check_apart, drop_crossing_repeats, drop_joint_credits, linked_groups, share_out, split_fold
+from splits import (
+    check_apart,
+    drop_crossing_repeats,
+    drop_joint_credits,
+    linked_groups,
+    repeat_groups,
+    share_out,
+    split_fold,
+)
 
 NESTED = ("genres", "genres_original", "Data/genres_original", "Data/genres")  # where data sets put the genre folders
 PUBLISHED_LISTS = {"train": "train_filtered.txt", "val": "valid_filtered.txt", "test": "test_filtered.txt"}
@@ -224,7 +232,7 @@ def song_names(file: str) -> tuple[str, str]:
     """
     path = PurePosixPath(unicodedata.normalize("NFC", file))
     genre = path.parent.name
-    return track_name(genre, path.name) if genre else path.name, track_name(genre, path.stem) if genre else path.stem
+    return (track_name(genre, path.name), track_name(genre, path.stem)) if genre else (path.name, path.stem)
 
 
 def read_artists(path: Path) -> dict[str, str]:
@@ -402,8 +410,7 @@ def split_songs(
     usable = [song for song in songs if song.verdict == "ok"]
     place = {song.track: index for index, song in enumerate(usable)}
     pairs = [(place[first], place[second]) for first, second in repeats]
-    repeat_groups = linked_groups(len(usable), [""] * len(usable), pairs)
-    group_of = {song.track: int(group) for song, group in zip(usable, repeat_groups, strict=True)}
+    group_of = repeat_groups([*place], repeats)
     dropped: list[str] = []
     if method == "fault_filtered":
         if lists is None:

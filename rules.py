@@ -5,8 +5,9 @@ Nothing here knows of networks or files; ``hyper_dynamic.Trainer`` applies the r
 
 from __future__ import annotations
 
+import functools
 import math
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
@@ -80,6 +81,12 @@ def option_value(name: str, text: str) -> Any:
     if not low <= value <= high or value == math.inf:  # NaN is in no range
         raise ArgumentTypeError(f"must be at least {low} and {'finite' if high == math.inf else f'at most {high}'}")
     return value
+
+
+def add_option(parser: ArgumentParser, name: str, default: Any) -> None:
+    """Give a command line the option of a setting, refused outside its range."""
+    kind, text = functools.partial(option_value, name), OPTIONS[name].metadata["help"]
+    parser.add_argument(flag(name), type=kind, default=default, metavar="N", help=text)
 
 
 # ---------------------------------------------------------------- windows of an epoch

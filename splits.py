@@ -30,6 +30,13 @@ def linked_groups(count: int, keys: Sequence[str], pairs: Iterable[tuple[int, in
     return connected_components(graph, directed=False)[1]
 
 
+def repeat_groups(tracks: Sequence[str], repeats: Iterable[tuple[str, str]]) -> dict[str, int]:
+    """The number of each track's group: tracks that repeat each other, directly or through others, share one."""
+    place = {track: index for index, track in enumerate(tracks)}
+    pairs = [(place[first], place[second]) for first, second in repeats]
+    return dict(zip(tracks, linked_groups(len(tracks), [""] * len(tracks), pairs).tolist(), strict=True))
+
+
 def share_out(labels: np.ndarray, groups: np.ndarray, fractions: Sequence[float], seed: int) -> np.ndarray:
     """Share songs out in given fractions, whole groups at a time and every genre as evenly as that allows.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from catalogue import read_catalogue
 from common import UserError, WriteError, argument_parser, complain, format_table, locked, whole_number
 from distributed import local_size, team_on
 from hyper_dynamic import Trainer, pick_device
-from rules import MAX_EPOCHS, OPTIONS, Settings, flag, option_value
+from rules import MAX_EPOCHS, OPTIONS, Settings, add_option
 from stopping import Stopped, keep_unfinished, resume_command, signals_to
 
 if TYPE_CHECKING:
@@ -42,9 +41,8 @@ def read_options(
         help="epochs after the schedule's, on training and validation songs; --resume --refit N adds them to a "
         "finished training or to its refit. What is known of the network from validation songs is from before",
     )
-    for name, option in OPTIONS.items():
-        default, kind = getattr(settings, name), functools.partial(option_value, name)
-        parser.add_argument(flag(name), type=kind, default=default, metavar="N", help=option.metadata["help"])
+    for name in OPTIONS:
+        add_option(parser, name, getattr(settings, name))
     args = parser.parse_args(argv)
     if args.refit and not args.last:
         parser.error("--refit goes on from the schedule's end: leave --last at 1")

@@ -13,7 +13,7 @@ from pathlib import Path
 from catalogue import SPLITS, Catalogue, artist_names
 from common import UserError
 from prepare_gtzan_data import artist_of, read_lines, song_names
-from splits import linked_groups
+from splits import repeat_groups
 
 
 def read_seen(paths: Sequence[Path], sums: Mapping[str, str]) -> set[str]:
@@ -67,9 +67,7 @@ def unseen_songs(
     by = {track: artist_names(artist_of(song.file, artists) or song.artist) for track, song in songs.items()}
     heard = set[str]().union(*(artist_names(artists.get(name, "")) for name in seen), *(by[track] for track in known))
     shared = {track for track in songs if by[track] & heard} - known
-    place = {track: index for index, track in enumerate(songs)}
-    pairs = [(place[first], place[second]) for first, second in repeats]
-    group_of = dict(zip(songs, linked_groups(len(songs), [""] * len(songs), pairs), strict=True))
+    group_of = repeat_groups([*songs], repeats)
     taken = {group_of[track] for track in known | shared}
     repeated = {track for track in songs if group_of[track] in taken} - known - shared
     test = sorted({*songs} - known - shared - repeated)

@@ -18,7 +18,6 @@ Examples
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib
 import sys
 import tempfile
@@ -34,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from catalogue import Catalogue, Song
 from common import argument_parser, command, format_table, positive_int, write_array, write_json
 from extract_model_features import MEMBERS
-from rules import option_value
+from rules import add_option
 
 if TYPE_CHECKING:
     import torch
@@ -137,13 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     scripts = list(MEMBERS.values())
     add("--networks", nargs="+", default=scripts, choices=scripts, help="training scripts whose networks are measured")
-    add(
-        "--width",
-        type=functools.partial(option_value, "width"),
-        default=1.0,
-        metavar="N",
-        help="factor on the channels of the networks",
-    )
+    add_option(parser, "width", 1.0)
     add("--window", type=positive_int, metavar="N", help="frames; if not given, as in the script's settings")
     add("--turns", type=positive_int, default=7, metavar="N", help="measurements of each, after one to warm up")
     add("--batches", type=positive_int, default=8, metavar="N", help="batches a measurement")

@@ -54,7 +54,7 @@ from catalogue import Catalogue, read_catalogue
 from common import UserError, argument_parser, command, format_table, fraction, positive_int, versions_line, write_text
 from extract_model_features import MEMBERS
 from figures import picture
-from rules import option_value
+from rules import add_option
 
 if TYPE_CHECKING:
     from evaluate import Table
@@ -360,13 +360,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         choices=list(MEMBERS.values()),
         help="training script whose network and recipe are used",
     )
-    add(
-        "--width",
-        type=functools.partial(option_value, "width"),
-        default=0.25,
-        metavar="N",
-        help="factor on the channels of the network",
-    )
+    add_option(parser, "width", 0.25)
     add("--epochs", type=positive_int, default=300, metavar="N", help="of the long schedules; the short ones follow")
     add(
         "--last", type=int, choices=(0, 1), default=1, help="0: the weights of the check with the least validation loss"

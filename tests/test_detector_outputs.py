@@ -76,11 +76,14 @@ def test_confident_is_a_matter_of_the_threshold(models, detector, songs):
 
 
 def test_no_answer_to_less_than_a_window_is_confident_by_itself(detector, repo, tmp_path, monkeypatch):
+    paths = {seconds: tmp_path / f"{seconds}.wav" for seconds in (5.9, 6.1)}
+    for seconds, path in paths.items():
+        soundfile.write(path, decode(repo / "examples" / "demo_song.ogg", 4, seconds).samples, 22_050)
+    answer = detector.predict(paths[6.1])
+    assert answer.confident == (max(answer.probabilities.values()) >= detector.min_confidence)
     monkeypatch.setattr(detector, "min_confidence", 0.0)
     for seconds, confident in ((5.9, False), (6.1, True)):
-        path = tmp_path / f"{seconds}.wav"
-        soundfile.write(path, decode(repo / "examples" / "demo_song.ogg", 4, seconds).samples, 22_050)
-        answer = detector.predict(path)
+        answer = detector.predict(paths[seconds])
         assert not answer.unlike_music
         assert answer.confident is confident
 
