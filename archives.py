@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import IO
 
-from common import UserError, complain, file_sha256, progress, read_json, write_json
+from common import UserError, complain, progress
+from files import file_sha256, read_json, write_json
 
 AUDIO_SUFFIXES = frozenset({".wav", ".au", ".mp3", ".ogg", ".flac", ".aiff", ".aif", ".opus", ".m4a"})
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from common import UserError, read_json, write_json, write_text
+from common import UserError
+from files import read_json, write_json, write_text
 
 SPLITS = ("train", "val", "test")
 CATALOGUE_FORMAT = 1

@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import UserError, whole_file
+from common import UserError
 from extract_features import FEATURE_SETTINGS, check_feature_settings
+from files import whole_file
 
 if TYPE_CHECKING:
     import torch

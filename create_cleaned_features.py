@@ -21,8 +21,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from catalogue import SPLITS
-from common import UserError, argument_parser, command, format_table, locked, read_array, write_array
+from common import UserError, argument_parser, command, format_table
 from extract_model_features import read_provenance
+from files import locked, read_array, write_array
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from common import UserError, check_replaceable, write_text
+from common import UserError
 from detector_output import UNLIKE, as_record, printable
+from files import check_replaceable, write_text
 
 if TYPE_CHECKING:
     from genre_detector import Prediction

@@ -32,18 +32,13 @@ from common import (
     argument_parser,
     command,
     complain,
-    file_sha256,
     format_table,
-    locked,
     positive_int,
     progress,
-    read_array,
-    read_json,
     workers_end_with_us,
-    write_array,
-    write_json,
 )
 from decoding import SAMPLE_RATE, SoundReader
+from files import file_sha256, locked, read_array, read_json, write_array, write_json
 
 N_FFT = 2048  # samples
 HOP_LENGTH = 512  # samples between frames: 43.07 frames a second

@@ -32,19 +32,9 @@ import numpy as np
 
 from catalogue import SPLITS, Catalogue, read_catalogue
 from checkpoints import check_fit, fill_network, load_checkpoint, strides
-from common import (
-    UserError,
-    argument_parser,
-    command,
-    file_sha256,
-    format_table,
-    locked,
-    progress,
-    read_json,
-    write_array,
-    write_json,
-)
+from common import UserError, argument_parser, command, format_table, progress
 from extract_features import FOLDERS, load_features
+from files import file_sha256, locked, read_json, write_array, write_json
 from hyper_dynamic import keep_freed_memory, pick_device
 from predict import calibrated, network_outputs
 from rules import MAX_WINDOW

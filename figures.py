@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from common import whole_file
+from files import whole_file
 from predict import class_accuracies, wilson_interval
 
 RARE = 15  # songs: classes with fewer in the data set are also left out of a second figure

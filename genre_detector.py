@@ -38,19 +38,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from common import (
-    UserError,
-    argument_parser,
-    check_replaceable,
-    command,
-    complain,
-    file_sha256,
-    fraction,
-    locked_file,
-    positive_int,
-    seconds,
-    write_text,
-)
+from common import UserError, argument_parser, command, complain, fraction, positive_int, seconds
 from detector_inputs import Found, Heard, Listeners, find_songs, listen
 from detector_output import CsvWriter, JsonLinesWriter, JsonWriter, TextWriter, Writer, songs_done
 from detector_report import Report, check_target
@@ -58,6 +46,7 @@ from detector_tags import check_installed, read_genre, write_genre
 from detector_timeline import Section, draw, sections, window_borders
 from extract_features import FRAMES_PER_SECOND
 from extract_model_features import MEMBERS, fusion_inputs, load_members, song_inputs
+from files import check_replaceable, file_sha256, locked_file, write_text
 from predict import calibrated, window_starts
 
 FUSION = "fusion"

@@ -22,9 +22,10 @@ import numpy as np
 
 from catalogue import Catalogue
 from checkpoints import fill_network, load_checkpoint, save_checkpoint, strides
-from common import UserError, library_versions, progress, write_text
+from common import UserError, library_versions, progress
 from distributed import Team
 from extract_features import N_MELS, N_MFCC, load_features
+from files import write_text
 from predict import calibrated, class_accuracies, confidence_threshold, fit_temperature, network_outputs
 from rules import ClassState, Schedule, Settings, class_weights, flag, learning_rate, training_window, update_classes
 from stopping import Stopped, random_state, set_random_state

@@ -22,47 +22,36 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
 from archives import ARCHIVE_SUFFIXES, AUDIO_SUFFIXES, Limits, extract_songs, is_archive, is_audio_name
-from catalogue import SPLITS, Catalogue, Song, artist_key, artist_names, split_sums, write_catalogue
+from catalogue import SPLITS, Catalogue, Song, artist_key, artist_names, write_catalogue
 from common import (
     UserError,
     argument_parser,
     command,
     complain,
-    file_sha256,
     format_table,
     fraction,
     library_versions,
-    locked,
     one_line,
     positive_int,
     progress,
     seconds,
     workers_end_with_us,
 )
+from files import file_sha256, locked
 from repeats import DEFAULT_THRESHOLD, Repeat, find_repeats, fingerprint, sound_digest
+from song_lists import artist_of, read_artists, read_split_lists, track_name
 from sound_faults import no_file
-from splits import (
-    check_apart,
-    drop_crossing_repeats,
-    drop_joint_credits,
-    linked_groups,
-    repeat_groups,
-    share_out,
-    split_fold,
-)
+from splits import split_songs
 
 NESTED = ("genres", "genres_original", "Data/genres_original", "Data/genres")  # where data sets put the genre folders
-PUBLISHED_LISTS = {"train": "train_filtered.txt", "val": "valid_filtered.txt", "test": "test_filtered.txt"}
 MAX_NAME_BYTES = 200  # of genre and file: files named by them must be possible anywhere
 SILENCE = 1e-4  # standard deviation of the samples (-80 dB) below which a song counts as silent
 
@@ -126,11 +115,6 @@ def list_songs(root: Path, data: Path) -> list[Song]:
             )
             songs[song.track.casefold()] = song
     return list(songs.values())
-
-
-def track_name(genre: str, stem: str) -> str:
-    """``blues.00000`` of ``blues/blues.00000.wav``, ``rock.my song`` of ``rock/my song.mp3``."""
-    return stem if stem.startswith(f"{genre}.") else f"{genre}.{stem}"
 
 
 def free_track_name(genre: str, file_name: str, taken: dict[str, Song]) -> str:
@@ -212,85 +196,6 @@ def judged(song: Song, check: Check, artist: str) -> Song:
         sha256=check.sha256,
         verdict=check.verdict.encode("utf-8", "backslashreplace").decode(),
     )
-
-
-# ---------------------------------------------------------------- artists and published lists
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, with or without a byte order mark. Raises UserError if it can't be read."""
-    try:
-        return path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    except OSError as error:
-        raise UserError(f"{path} can't be read ({error.strerror})") from None
-
-
-def song_names(file: str) -> tuple[str, str]:
-    """What a song is looked up by in lists of others, ``<genre>.<song>`` with its extension and without.
-
-    However the file system writes accents.
-    """
-    path = PurePosixPath(unicodedata.normalize("NFC", file))
-    genre = path.parent.name
-    return (track_name(genre, path.name), track_name(genre, path.stem)) if genre else (path.name, path.stem)
-
-
-def read_artists(path: Path) -> dict[str, str]:
-    """Artists by ``song_names``, from lines ``file ::: artist ::: title`` as in Sturm's index of GTZAN.
-
-    Of files that differ in the extension only, the first counts for songs of yet another extension.
-    """
-    artists: dict[str, str] = {}
-    for line in read_lines(path):
-        file, *fields = (field.strip() for field in line.split(":::"))
-        if fields and not file.startswith("#"):
-            exact, stem = song_names(file)
-            artists[exact] = fields[0]
-            artists.setdefault(stem, fields[0])
-    if not artists:
-        raise UserError(f"{path} has no line 'file ::: artist ::: title': expected an index such as GTZANindex.txt")
-    return artists
-
-
-def artist_of(file: str, artists: Mapping[str, str]) -> str:
-    """The artist of a song ``<genre>/<file>`` by what ``read_artists`` returns; "" if it isn't there."""
-    exact, stem = song_names(file)
-    return artists.get(exact) or artists.get(stem, "")
-
-
-def read_split_lists(folder: Path, songs: Sequence[Song]) -> dict[str, list[str]]:
-    """Tracks of the published lists ``{train,valid,test}_filtered.txt``, matched by genre and stem.
-
-    Absent and unusable songs are counted on stderr. Raises UserError if lists overlap or name no song here.
-    """
-    by_name: dict[tuple[str, str], Song] = {}
-    for song in songs:
-        name = (song.genre, PurePosixPath(song.file).stem)
-        if name not in by_name or by_name[name].verdict != "ok":
-            by_name[name] = song
-    splits: dict[str, list[str]] = {}
-    seen: dict[tuple[str, str], str] = {}
-    for split, file_name in PUBLISHED_LISTS.items():
-        path = folder / file_name
-        names = {(PurePosixPath(line).parent.name, PurePosixPath(line).stem) for line in _stripped(read_lines(path))}
-        for name in sorted(names):
-            if seen.setdefault(name, split) != split:
-                raise UserError(f"{'/'.join(name)} is in the lists of {seen[name]} and of {split}: mend {folder}")
-        here = [by_name[name] for name in sorted(names) if name in by_name]
-        usable = [song.track for song in here if song.verdict == "ok"]
-        if len(usable) < len(names):
-            complain(
-                f"{path} lists {len(names)} songs: {len(names) - len(here)} are not here, "
-                f"{len(here) - len(usable)} can't be used, {len(usable)} remain"
-            )
-        if not usable:
-            raise UserError(f"none of the songs that {path} lists can be used: expected <genre>/<song>")
-        splits[split] = usable
-    return splits
-
-
-def _stripped(lines: Sequence[str]) -> list[str]:
-    return [line.strip() for line in lines if line.strip()]
 
 
 # ---------------------------------------------------------------- reporting
@@ -384,68 +289,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def split_songs(
-    songs: Sequence[Song],
-    repeats: Sequence[tuple[str, str]],
-    method: str,
-    seed: int,
-    val: float,
-    test: float,
-    fold: tuple[int, int] | None = None,
-    lists: Path | None = None,
-) -> tuple[dict[str, list[str]], dict[str, Any], list[str]]:
-    """Share the usable songs out: the one place where songs get into training, validation or test.
-
-    Parameters
-    ----------
-    repeats : pairs of tracks that hold one recording
-    method : "random", "artist" or "fault_filtered", the latter by the published ``lists``
-    val, test : shares of the songs; with ``fold`` (number, of) the test songs are those of one fold of many
-
-    Returns
-    -------
-    Tracks of each split, what a catalogue says of the split, and the tracks that are in none because they repeat a song
-    of another list or share an artist by joint credit across the border of the test songs.
-    """
-    usable = [song for song in songs if song.verdict == "ok"]
-    place = {song.track: index for index, song in enumerate(usable)}
-    pairs = [(place[first], place[second]) for first, second in repeats]
-    group_of = repeat_groups([*place], repeats)
-    dropped: list[str] = []
-    if method == "fault_filtered":
-        if lists is None:
-            raise UserError("fault_filtered needs the published lists: give their folder with --split-lists")
-        splits = read_split_lists(lists, songs)
-        dropped = drop_crossing_repeats(splits, group_of)
-    else:
-        genres = sorted({song.genre for song in usable})
-        labels = np.array([genres.index(song.genre) for song in usable])
-        keys = [artist_key(song.artist) if method == "artist" else "" for song in usable]
-        groups = linked_groups(len(usable), keys, pairs)
-        if fold:
-            part = split_fold(labels, groups, *fold, val, seed)
-        else:
-            part = share_out(labels, groups, (1 - val - test, val, test), seed)
-        splits = {
-            name: sorted(song.track for song, place in zip(usable, part, strict=True) if place == number)
-            for number, name in enumerate(SPLITS)
-        }
-        if method == "artist":
-            dropped = drop_joint_credits(splits, {song.track: artist_names(song.artist) for song in usable})
-    kinds = {"repeat": {track: str(group) for track, group in group_of.items()}}
-    if method == "artist":
-        kinds["artist"] = {song.track: artist_key(song.artist) for song in usable}
-    check_apart(splits, kinds)
-    record = {
-        "name": f"{method}_fold{fold[0]}of{fold[1]}" if fold else method,
-        "method": method,
-        "seed": seed,
-        "fold": {"number": fold[0], "of": fold[1]} if fold else None,
-        "sha256": split_sums({song.track: song for song in songs}, splits),
-    }
-    return splits, record, dropped
-
-
 def _run(args: argparse.Namespace) -> int:
     artists = read_artists(args.artist_index) if args.artist_index else {}
     root = find_genre_folders(args.source, args.data, None if args.no_archive_limits else Limits())
@@ -475,10 +318,10 @@ def _run(args: argparse.Namespace) -> int:
     _report_repeats(usable, repeats)
     repeated = [(usable[pair.first].track, usable[pair.second].track) for pair in repeats]
     fold = (args.fold, args.folds) if args.folds else None
+    listed = read_split_lists(args.split_lists, songs) if args.split_lists else None
     splits, split, dropped = split_songs(
-        songs, repeated, args.split, args.seed, args.val_fraction, args.test_fraction, fold, args.split_lists
+        songs, repeated, args.split, args.seed, args.val_fraction, args.test_fraction, fold, listed
     )
-    listed = args.split == "fault_filtered"
     reason = "repeats a song of another list" if listed else "names an artist on the other side of the test"
     for track in dropped:
         complain(f"{track} is left out: it {reason}")

@@ -25,9 +25,12 @@ import numpy as np
 
 from catalogue import Catalogue, artist_key, read_catalogue, read_repeats, write_catalogue
 from checkpoints import load_checkpoint
-from common import UserError, complain, file_sha256, read_json
+from common import UserError, complain
 from figures import bootstrap_difference, mcnemar, song_figures
+from files import file_sha256, read_json
 from predict import wilson_interval
+from song_lists import read_split_lists
+from splits import split_songs
 
 ROUNDS = {"random": 5, "artist": 5, "fault_filtered": 3}
 WHAT = {
@@ -47,10 +50,8 @@ def round_catalogue(
 ) -> Catalogue:
     """The songs of a catalogue in the split of one round, 0 on.
 
-    Raises UserError if the catalogue knows no artists, or as ``split_songs``.
+    Raises UserError if the catalogue knows no artists, or as ``read_split_lists`` and ``split_songs``.
     """
-    from prepare_gtzan_data import split_songs
-
     songs = {t: dataclasses.replace(s, path=str(catalogue.audio_path(t).resolve())) for t, s in catalogue.songs.items()}
     if protocol == "artist" and not any(song.artist for song in songs.values()):
         raise UserError("no song has an artist: run prepare_gtzan_data.py with --artist-index")
@@ -58,7 +59,8 @@ def round_catalogue(
     fold = (number + 1, rounds) if protocol == "artist" else None
     seed = number if protocol == "random" else 0
     val = 0.1 if fold else VAL
-    splits, split, _ = split_songs(list(songs.values()), repeats, protocol, seed, val, TEST, fold, lists)
+    listed = read_split_lists(lists, [*songs.values()]) if lists and protocol == "fault_filtered" else None
+    splits, split, _ = split_songs([*songs.values()], repeats, protocol, seed, val, TEST, fold, listed)
     return dataclasses.replace(catalogue, songs=songs, splits=splits, split=split)
 
 

@@ -1,15 +1,16 @@
 """Share songs out among training, validation and test so that nothing leaks from one into another.
 
-Pure functions of labels, groups and a seed; songs of one group (an artist, repeats of one recording) stay together.
+Pure functions of songs, groups and a seed; songs of one group (an artist, repeats of one recording) stay together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from catalogue import SPLITS
+from catalogue import SPLITS, Song, artist_key, artist_names, split_sums
 from common import UserError
 
 TRIES = 40  # seeded starts, of which the most even result counts
@@ -170,3 +171,65 @@ def check_apart(splits: Mapping[str, Sequence[str]], kinds: Mapping[str, Mapping
             for track in splits[name]:
                 if keys[track] and owner.setdefault(keys[track], name) != name:
                     raise RuntimeError(f"{kind} {keys[track]!r} is in {owner[keys[track]]} and in {name}")
+
+
+def split_songs(
+    songs: Sequence[Song],
+    repeats: Sequence[tuple[str, str]],
+    method: str,
+    seed: int,
+    val: float,
+    test: float,
+    fold: tuple[int, int] | None = None,
+    listed: Mapping[str, Sequence[str]] | None = None,
+) -> tuple[dict[str, list[str]], dict[str, Any], list[str]]:
+    """Share the usable songs out: the one place where songs get into training, validation or test.
+
+    Parameters
+    ----------
+    repeats : pairs of tracks that hold one recording
+    method : "random", "artist" or "fault_filtered", the latter as ``listed``: tracks by split
+    val, test : shares of the songs; with ``fold`` (number, of) the test songs are those of one fold of many
+
+    Returns
+    -------
+    Tracks of each split, what a catalogue says of the split, and the tracks that are in none because they repeat a song
+    of another list or share an artist by joint credit across the border of the test songs.
+    """
+    usable = [song for song in songs if song.verdict == "ok"]
+    place = {song.track: index for index, song in enumerate(usable)}
+    pairs = [(place[first], place[second]) for first, second in repeats]
+    group_of = repeat_groups([*place], repeats)
+    dropped: list[str] = []
+    if method == "fault_filtered":
+        if listed is None:
+            raise UserError("fault_filtered needs the published lists: give their folder with --split-lists")
+        splits = {name: [*tracks] for name, tracks in listed.items()}
+        dropped = drop_crossing_repeats(splits, group_of)
+    else:
+        genres = sorted({song.genre for song in usable})
+        labels = np.array([genres.index(song.genre) for song in usable])
+        keys = [artist_key(song.artist) if method == "artist" else "" for song in usable]
+        groups = linked_groups(len(usable), keys, pairs)
+        if fold:
+            part = split_fold(labels, groups, *fold, val, seed)
+        else:
+            part = share_out(labels, groups, (1 - val - test, val, test), seed)
+        splits = {
+            name: sorted(song.track for song, place in zip(usable, part, strict=True) if place == number)
+            for number, name in enumerate(SPLITS)
+        }
+        if method == "artist":
+            dropped = drop_joint_credits(splits, {song.track: artist_names(song.artist) for song in usable})
+    kinds = {"repeat": {track: str(group) for track, group in group_of.items()}}
+    if method == "artist":
+        kinds["artist"] = {song.track: artist_key(song.artist) for song in usable}
+    check_apart(splits, kinds)
+    record = {
+        "name": f"{method}_fold{fold[0]}of{fold[1]}" if fold else method,
+        "method": method,
+        "seed": seed,
+        "fold": {"number": fold[0], "of": fold[1]} if fold else None,
+        "sha256": split_sums({song.track: song for song in songs}, splits),
+    }
+    return splits, record, dropped

@@ -38,18 +38,10 @@ import numpy as np
 
 from catalogue import Catalogue, artist_key, read_catalogue
 from checkpoints import load_checkpoint, save_checkpoint
-from common import (
-    UserError,
-    argument_parser,
-    command,
-    file_sha256,
-    format_table,
-    library_versions,
-    locked,
-    read_array,
-)
+from common import UserError, argument_parser, command, format_table, library_versions
 from extract_model_features import read_provenance
 from figures import calibration_error
+from files import file_sha256, locked, read_array
 from predict import calibrated, confidence_threshold, fit_temperature
 from verify_model_features import flat_outputs, rows_problems
 

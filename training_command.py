@@ -9,8 +9,9 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from catalogue import read_catalogue
-from common import UserError, WriteError, argument_parser, complain, format_table, locked, whole_number
+from common import UserError, argument_parser, complain, format_table, whole_number
 from distributed import local_size, team_on
+from files import WriteError, locked
 from hyper_dynamic import Trainer, pick_device
 from rules import MAX_EPOCHS, OPTIONS, Settings, add_option
 from stopping import Stopped, keep_unfinished, resume_command, signals_to

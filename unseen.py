@@ -12,7 +12,7 @@ from pathlib import Path
 
 from catalogue import SPLITS, Catalogue, artist_names
 from common import UserError
-from prepare_gtzan_data import artist_of, read_lines, song_names
+from song_lists import artist_of, read_lines, song_names
 from splits import repeat_groups
 
 

@@ -22,8 +22,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from catalogue import SPLITS, Catalogue, read_catalogue
-from common import argument_parser, command, format_table, read_array
+from common import argument_parser, command, format_table
 from extract_model_features import read_provenance
+from files import read_array
 
 KINDS = {  # of tables, and the script that makes each
     "features": "extract_model_features.py",

@@ -33,13 +33,14 @@ from recipes import Row, check_rows, fingerprint, read_recipe, read_rows, recipe
 from rivals import ALIKE
 
 from catalogue import Catalogue, artist_key, read_catalogue
-from common import argument_parser, command, format_table, positive_int, versions_line, write_text
+from common import argument_parser, command, format_table, positive_int, versions_line
 from extract_model_features import MEMBERS
+from files import write_text
 
 if TYPE_CHECKING:
     from augment import Augmentation
-    from evaluate import Table
     from rules import Settings
+    from tables import Table
 
 # Fields of Settings or Augmentation that differ from the recipe; "none" is the recipe.
 CHANGES: dict[str, dict[str, Any]] = {
@@ -202,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--update", type=Path, metavar="FILE", help="document to put the tables in, between its marks")
     args = parser.parse_args(argv)
 
-    from evaluate import markdown, with_tables
+    from tables import markdown, with_tables
 
     if args.update:
         with_tables(args.update, "", "ablation.py")  # a mistake here is told before hours of work

@@ -41,7 +41,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from checkpoints import content_sum, load_checkpoint  # noqa: E402
-from common import argument_parser, command, complain, file_sha256, format_table, positive_int, progress  # noqa: E402
+from common import argument_parser, command, complain, format_table, positive_int, progress  # noqa: E402
+from files import file_sha256  # noqa: E402
 
 Command = list[str]
 SONGS = 18

@@ -14,7 +14,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import UserError, whole_file
+from common import UserError
+from files import whole_file
 from rules import OPTIONS, option_value
 
 Row = dict[str, str]

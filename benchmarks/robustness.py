@@ -25,8 +25,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from catalogue import read_catalogue
-from common import UserError, argument_parser, command, format_table, progress, write_text
+from common import UserError, argument_parser, command, format_table, progress
 from decoding import SAMPLE_RATE, decode
+from files import write_text
 
 
 @dataclass

@@ -18,16 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common import (  # noqa: E402
-    UserError,
-    argument_parser,
-    command,
-    complain,
-    format_table,
-    fraction,
-    progress,
-    seconds,
-)
+from common import UserError, argument_parser, command, complain, format_table, fraction, progress, seconds  # noqa: E402
 from detector_inputs import find_songs, listen  # noqa: E402
 
 
@@ -44,8 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     import numpy as np
     import torch
 
-    from evaluate import chance_words, percent, score
+    from evaluate import score
     from genre_detector import FUSION, GenreDetector
+    from tables import chance_words, percent
 
     torch.set_num_threads(args.threads)
     detector = GenreDetector(models=args.models, device=args.device, min_confidence=args.min_confidence)

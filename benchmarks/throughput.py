@@ -31,8 +31,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from catalogue import Catalogue, Song
-from common import argument_parser, command, format_table, positive_int, write_array, write_json
+from common import argument_parser, command, format_table, positive_int
 from extract_model_features import MEMBERS
+from files import write_array, write_json
 from rules import add_option
 
 if TYPE_CHECKING:

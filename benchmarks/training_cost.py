@@ -51,14 +51,15 @@ from recipes import Row, check_rows, fingerprint, read_recipe, read_rows, recipe
 from rivals import AT_EQUAL_BUDGET, SCHEDULES, SHORT, schedule_of, settings_of
 
 from catalogue import Catalogue, read_catalogue
-from common import UserError, argument_parser, command, format_table, fraction, positive_int, versions_line, write_text
+from common import UserError, argument_parser, command, format_table, fraction, positive_int, versions_line
 from extract_model_features import MEMBERS
 from figures import picture
+from files import write_text
 from rules import add_option
 
 if TYPE_CHECKING:
-    from evaluate import Table
     from rules import Settings
+    from tables import Table
 
 KEYS = ("network", "width", "epochs", "last", "overlap", "split", "recipe", "schedule", "seed")
 FIELDS = (
@@ -378,7 +379,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if path.exists() and not args.resume:
         raise UserError(f"{path} is there: go on with --resume, or move it away")
 
-    from evaluate import markdown, with_tables
+    from tables import markdown, with_tables
 
     if args.update:
         with_tables(args.update, "", "training_cost.py")  # a mistake here is told before hours of work

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the scripts are no package; run from anywhere
-from common import UserError, argument_parser, command, complain, whole_file
+from common import UserError, argument_parser, command, complain
+from files import whole_file
 
 RATE = 22_050  # Hz, of the file
 STUDIO_RATE = 2 * RATE  # Hz, while playing: distortion makes overtones that would fold back at the lower rate

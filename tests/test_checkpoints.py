@@ -17,9 +17,10 @@ from safetensors.torch import save_file
 import checkpoints
 import genre_detector
 from checkpoints import fill_network, load_checkpoint, save_checkpoint
-from common import UserError, file_sha256
+from common import UserError
 from extract_features import FEATURE_SETTINGS
 from extract_model_features import load_members
+from files import file_sha256
 from train_fusion import load_fusion
 
 MAKER = "train_dpa_cnn.py"

@@ -12,9 +12,9 @@ from sklearn.linear_model import LogisticRegression
 
 from catalogue import Catalogue, Song
 from common import UserError
-from evaluate import percent, with_tables
 from figures import accuracy_without, bootstrap_difference, calibration_error, mcnemar, perfect_calibration_error
 from predict import calibrated, class_accuracies, fit_temperature, wilson_interval
+from tables import percent, with_tables
 from train_fusion import (
     CANDIDATES,
     Fusion,

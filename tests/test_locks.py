@@ -16,12 +16,13 @@ import pytest
 from test_pipeline import one_line
 
 import genre_detector
-from common import UserError, locked, locked_file
+from common import UserError
+from files import locked, locked_file
 
 HOLDER = """
 import sys
 from pathlib import Path
-from common import locked
+from files import locked
 with locked(Path(sys.argv[1])):
     print(flush=True)
     input()

@@ -18,7 +18,7 @@ import genre_detector
 import train_fusion
 from catalogue import SPLITS, Catalogue, read_catalogue
 from checkpoints import load_checkpoint
-from common import write_json
+from files import write_json
 from genre_detector import GenreDetector
 from predict import wilson_interval
 

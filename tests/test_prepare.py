@@ -21,6 +21,7 @@ import prepare_gtzan_data as prepare
 from catalogue import SPLITS, Catalogue, Song, artist_key, read_catalogue
 from common import UserError, one_line
 from repeats import DEFAULT_THRESHOLD, find_repeats, fingerprint, sound_digest
+from song_lists import artist_of, read_artists, read_split_lists
 
 RATE = 22_050
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
@@ -325,9 +326,9 @@ def test_an_index_is_matched_by_extension_first_and_however_accents_are_coded(tm
     index = tmp_path / "index.txt"
     lines = ["rock/song.ogg ::: Ann ::: 1", "rock/song.wav ::: Bob ::: 2", "caf\u00e9.1.wav ::: Beyonc\u00e9 ::: 3"]
     index.write_text("\ufeff" + "\n".join(lines), encoding="utf-8")  # a byte order mark, as some editors put
-    artists = prepare.read_artists(index)
+    artists = read_artists(index)
     files = ("rock/song.ogg", "rock/song.wav", "rock/song.mp3", "cafe\u0301/cafe\u0301.1.au", "rock/other.wav")
-    found = [prepare.artist_of(file, artists) for file in files]
+    found = [artist_of(file, artists) for file in files]
     assert found == ["Ann", "Bob", "Ann", "Beyonc\u00e9", ""]
     assert artist_key("Beyonce\u0301") == artist_key("BEYONC\u00c9")
 
@@ -345,7 +346,7 @@ def test_index_of_another_data_set_is_refused(tmp_path: Path, songs: Path, capsy
 def write_lists(folder: Path, train: str, valid: str, test: str) -> Path:
     folder.mkdir()
     for name, text in (("train", train), ("valid", valid), ("test", test)):
-        (folder / f"{name}_filtered.txt").write_text("".join(f"{line}\n" for line in text.split()))
+        (folder / f"{name}_filtered.txt").write_text("".join(f"{line}\n" for line in text.split()), encoding="utf-8")
     return folder
 
 
@@ -375,8 +376,16 @@ def test_published_lists_with_absent_songs(tmp_path: Path, songs: Path, capsys: 
 def test_overlapping_lists_are_refused(tmp_path: Path) -> None:
     found = prepare.list_songs(write_songs(tmp_path / "set", {"polka": 2}, seconds=0.3), tmp_path)
     lists = write_lists(tmp_path / "lists", "polka/polka.00000.wav", "polka/polka.00001.wav", "polka/polka.00000.au")
-    with pytest.raises(UserError, match=r"polka/polka\.00000 is in the lists of train and of test"):
-        prepare.read_split_lists(lists, found)
+    with pytest.raises(UserError, match=r"polka\.00000 is in the lists of train and of test"):
+        read_split_lists(lists, found)
+
+
+def test_published_lists_may_code_accents_in_another_way(tmp_path: Path) -> None:
+    songs = write_songs(tmp_path / "set", {"caf\u00e9": 3}, seconds=0.3)
+    files = [f"cafe\u0301/cafe\u0301.0000{n}.au" for n in range(3)]
+    assert read_split_lists(write_lists(tmp_path / "lists", *files), prepare.list_songs(songs, tmp_path)) == {
+        split: [f"caf\u00e9.0000{n}"] for n, split in enumerate(SPLITS)
+    }
 
 
 # ---------------------------------------------------------------- the real thing

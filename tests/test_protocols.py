@@ -21,7 +21,8 @@ import protocols
 import train_fusion
 from catalogue import read_catalogue
 from checkpoints import load_checkpoint
-from common import UserError, locked
+from common import UserError
+from files import locked
 from protocols import ROUNDS, Pool, check_settings, is_scored, pooled, prepare_round, read_rounds, round_catalogue
 
 TINY = " ".join(map(str, QUICK[:-2]))  # the threads are the protocol's

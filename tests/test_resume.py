@@ -21,7 +21,7 @@ from test_stops import no_larger_files
 import train_bigru_cnn
 import train_ecas_cnn
 from checkpoints import load_checkpoint
-from common import WriteError
+from files import WriteError
 from hyper_dynamic import Trainer
 
 NAME = "ecas_cnn"

@@ -25,7 +25,8 @@ import genre_detector
 import prepare_gtzan_data
 import train_fusion
 from checkpoints import save_checkpoint
-from common import UserError, locked, write_text
+from common import UserError
+from files import locked, write_text
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither SIGKILL nor limits of file sizes")
 

@@ -15,7 +15,8 @@ from test_pipeline import copy_data, edit_metadata, one_line, predictions
 import evaluate
 from catalogue import Catalogue, Song, read_catalogue
 from checkpoints import load_checkpoint
-from common import UserError, file_sha256
+from common import UserError
+from files import file_sha256
 from unseen import read_seen, unseen_songs
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from catalogue import SPLITS, Catalogue, Song, split_sums, write_catalogue
-from common import write_array, write_json
 from extract_features import BINS, FEATURE_SETTINGS, feature_path
+from files import write_array, write_json
 
 
 def write_tiny_data(data: Path, songs: Mapping[str, tuple[int, int, int]], frames: int = 80) -> Path:

@@ -27,7 +27,7 @@ from common import UserError, argument_parser, command, format_table, positive_i
 
 INSTRUMENTED = (
     "archives", "catalogue", "checkpoints", "common", "detector_output", "detector_tags", "extract_features",
-    "extract_model_features", "fuzz", "json", "mp3_frames", "mutagen", "prepare_gtzan_data", "sound_faults", "tarfile",
+    "extract_model_features", "files", "fuzz", "json", "mp3_frames", "mutagen", "song_lists", "sound_faults", "tarfile",
     "train_fusion", "zipfile",
 )  # fmt: skip
 

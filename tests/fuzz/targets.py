@@ -19,12 +19,12 @@ from corpus.make_corpus import av_encoded
 
 import archives
 import checkpoints
-import common
 import detector_output
 import detector_tags
 import extract_features
 import extract_model_features
-import prepare_gtzan_data
+import files
+import song_lists
 import train_fusion
 from catalogue import SPLITS, Song, artist_key, read_catalogue
 from common import UserError
@@ -98,7 +98,7 @@ def features(content: bytes, folder: Path) -> None:
     """A .npy file, and features.json."""
     (folder / "array.npy").write_bytes(content)
     with contextlib.suppress(UserError):
-        assert isinstance(common.read_array(folder / "array.npy", MADE_BY), np.ndarray)
+        assert isinstance(files.read_array(folder / "array.npy", MADE_BY), np.ndarray)
     with contextlib.suppress(UserError):
         extract_features.read_index(folder / "array.npy").get("track")
 
@@ -107,7 +107,7 @@ def artists(content: bytes, folder: Path) -> None:
     """Lines as in GTZANindex.txt."""
     (folder / "index.txt").write_bytes(content)
     with contextlib.suppress(UserError):
-        for track, artist in prepare_gtzan_data.read_artists(folder / "index.txt").items():
+        for track, artist in song_lists.read_artists(folder / "index.txt").items():
             assert len(track.splitlines()) <= 1
             artist_key(artist)
 
@@ -115,7 +115,7 @@ def artists(content: bytes, folder: Path) -> None:
 def lists(content: bytes, folder: Path) -> None:
     """The published lists, parted by NUL."""
     parts = (content + b"\0\0").split(b"\0")
-    for name, part in zip(prepare_gtzan_data.PUBLISHED_LISTS.values(), parts, strict=False):
+    for name, part in zip(song_lists.PUBLISHED_LISTS.values(), parts, strict=False):
         (folder / name).write_bytes(part)
     songs = [
         Song(f"{genre}.{n}", f"{genre}/{genre}.{n}.wav", "", genre, "", 1.0, 22_050, "", "ok")
@@ -123,7 +123,7 @@ def lists(content: bytes, folder: Path) -> None:
         for n in (0, 1)
     ]
     with contextlib.suppress(UserError), contextlib.redirect_stderr(io.StringIO()):
-        splits = prepare_gtzan_data.read_split_lists(folder, songs)
+        splits = song_lists.read_split_lists(folder, songs)
         tracks = [track for split in SPLITS for track in splits[split]]
         assert len(set(tracks)) == len(tracks)
         assert set(tracks) <= {song.track for song in songs}
