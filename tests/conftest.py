@@ -1,8 +1,13 @@
-"""Fixtures that every test file shares. What the session fixtures return is shared: copy it before changing it."""
+"""Fixtures that every test file shares. What the session fixtures return is shared: copy it before changing it.
+
+What takes long to make is made by the first of several test processes that asks for it; the others take a copy.
+"""
 
 from __future__ import annotations
 
 import os
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,12 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from mini_songs import write_source
 
 import genre_detector
 from genre_detector import GenreDetector
 
 ROOT = Path(__file__).resolve().parents[1]
+Runs = dict[str, subprocess.CompletedProcess[str]]  # by script name
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background: scripts would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -33,7 +40,7 @@ class Pipeline:
     data: Path
     models: Path
     results: Path
-    runs: dict[str, subprocess.CompletedProcess[str]]  # by script name
+    runs: Runs
 
 
 @pytest.fixture(scope="session")
@@ -75,40 +82,69 @@ def run_script(repo: Path) -> RunScript:
 
 
 @pytest.fixture(scope="session")
-def mini_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten genre folders of seven made-up songs (wav, 5 to 6 s) and ``artists.txt``; treat it as read-only."""
-    return write_source(tmp_path_factory.mktemp("mini") / "genres")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], Runs]], tuple[Path, Runs]]:
+    """``made_once(name, make)``: a folder that ``make`` fills, once for all test processes, and what it returned."""
+    base = tmp_path_factory.getbasetemp()
+    common = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def folder(name: str, make: Callable[[Path], Runs]) -> tuple[Path, Runs]:
+        original, said = common / name, common / f"{name}.pickle"
+        with FileLock(common / f"{name}.lock"):
+            if not said.exists():
+                original.mkdir()
+                said.write_bytes(pickle.dumps(make(original)))
+        return original, pickle.loads(said.read_bytes())
+
+    return folder
 
 
 @pytest.fixture(scope="session")
-def mini_features(
-    mini_source: Path, run_script: RunScript, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, dict[str, subprocess.CompletedProcess[str]]]:
+def mini_source(made_once) -> Path:
+    """Ten genre folders of seven made-up songs (wav, 5 to 6 s) and ``artists.txt``; treat it as read-only."""
+
+    def make(folder: Path) -> Runs:
+        write_source(folder / "genres")
+        return {}
+
+    return made_once("mini", make)[0] / "genres"
+
+
+@pytest.fixture(scope="session")
+def mini_features(mini_source, made_once, run_script, tmp_path_factory) -> tuple[Path, Runs]:
     """A data folder in which ``mini_source`` is prepared and its features are extracted, and how that went."""
-    data = tmp_path_factory.mktemp("pipeline") / "data"
     prepare = ("--source", mini_source, "--split", "artist", "--artist-index", mini_source / "artists.txt")
     commands: dict[str, tuple[object, ...]] = {"prepare_gtzan_data.py": prepare, "extract_features.py": ()}
-    return data, {name: run_script(name, "--data", data, "--workers", 2, *args) for name, args in commands.items()}
+
+    def make(folder: Path) -> Runs:
+        options = ("--data", folder / "data", "--workers", 2)
+        return {name: run_script(name, *options, *args) for name, args in commands.items()}
+
+    made, runs = made_once("features", make)
+    return shutil.copytree(made / "data", tmp_path_factory.mktemp("features") / "data"), runs
 
 
 @pytest.fixture(scope="session")
-def pipeline(mini_source: Path, mini_features: tuple[Path, dict], run_script: RunScript) -> Pipeline:
+def pipeline(mini_source, mini_features, made_once, run_script, tmp_path_factory) -> Pipeline:
     """Every script of the project, once, on the made-up songs; treat it as read-only."""
-    data, runs = mini_features
-    models, results = data.parent / "models", data.parent / "results"
-    training = ("--models", models, *QUICK)
+    training = ("--models", "models", *QUICK)
     commands: dict[str, tuple[object, ...]] = {
         "train_dpa_cnn.py": training,
         "train_ecas_cnn.py": training,
         "train_bigru_cnn.py": training,
-        "extract_model_features.py": ("--models", models),
+        "extract_model_features.py": ("--models", "models"),
         "create_cleaned_features.py": (),
         "verify_model_features.py": (),
-        "train_fusion.py": ("--models", models),
-        "evaluate.py": ("--models", models, "--results", results),
+        "train_fusion.py": ("--models", "models"),
+        "evaluate.py": ("--models", "models", "--results", "results"),
     }
-    runs = runs | {name: run_script(name, "--data", data, *args, cwd=data.parent) for name, args in commands.items()}
-    return Pipeline(mini_source, data, models, results, runs)
+
+    def make(folder: Path) -> Runs:
+        shutil.copytree(mini_features[0], folder / "data")
+        return {name: run_script(name, "--data", "data", *args, cwd=folder) for name, args in commands.items()}
+
+    made, runs = made_once("pipeline", make)
+    folder = shutil.copytree(made, tmp_path_factory.mktemp("pipeline") / "all")
+    return Pipeline(mini_source, folder / "data", folder / "models", folder / "results", mini_features[1] | runs)
 
 
 @pytest.fixture(scope="session")

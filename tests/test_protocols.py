@@ -86,13 +86,14 @@ def runs(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("protocol") / "runs"
 
 
-def test_a_protocol_runs_through_the_scripts_and_goes_on(mini_features, runs, run_script, tmp_path):
+def test_a_protocol_runs_through_the_scripts_and_goes_on(mini_features, runs, tmp_path, capsys):
     results = tmp_path / "results"
     readme = tmp_path / "README.md"
     readme.write_text("<!-- evaluate.py --protocol artist -->\n<!-- end -->\n")
-    command = ["evaluate.py", "--data", mini_features[0], "--protocol", "artist", "--rounds", 1, "--runs", runs]
-    command += ["--results", results, "--training", TINY, "--update", readme, "--json"]
-    first = json.loads(run_script(*command, cwd=tmp_path).stdout)
+    command = ["--data", str(mini_features[0]), "--protocol", "artist", "--rounds", "1", "--runs", str(runs)]
+    command += ["--results", str(results), "--training", TINY, "--update", str(readme), "--json"]
+    assert evaluate.main(command) == 0
+    first = json.loads(capsys.readouterr().out)
     split = read_catalogue(runs / "artist_0" / "data").splits
     assert first["songs"] == first["different_songs"] == len(split["test"])
     alone = json.loads((runs / "artist_0" / "results" / "evaluation.json").read_text())
@@ -105,7 +106,8 @@ def test_a_protocol_runs_through_the_scripts_and_goes_on(mini_features, runs, ru
     assert "1 of 5 artist-grouped folds" in readme.read_text()
 
     written = {path: path.stat().st_mtime_ns for path in runs.rglob("*.*") if path.is_file()}
-    assert json.loads(run_script(*command, cwd=tmp_path).stdout) == first
+    assert evaluate.main(command) == 0
+    assert json.loads(capsys.readouterr().out) == first
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("*.*") if path.is_file()} == written
 
 

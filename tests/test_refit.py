@@ -188,18 +188,21 @@ def test_nothing_is_fitted_on_songs_that_were_trained_on(used, run_script, capsy
     assert "know the validation songs" in robustness.stderr
 
 
-def test_rounds_of_refitted_networks_calibrate_their_fusion(mini_features, used, run_script, tmp_path, capsys):
+def test_rounds_of_refitted_networks_calibrate_their_fusion(mini_features, used, tmp_path, capsys):
     data, models = used
     runs, results = tmp_path / "runs", tmp_path / "results"
     training = " ".join(map(str, QUICK[:-2]))
-    command = ["--data", mini_features[0], "--protocol", "artist", "--rounds", 1, "--runs", runs, "--results", results]
-    told = run_script("evaluate.py", *command, "--training", f"{training} --refit 1", cwd=tmp_path).stdout
+    command = ["--data", str(mini_features[0]), "--protocol", "artist", "--rounds", "1", "--runs", str(runs)]
+    command += ["--results", str(results), "--training"]
+    assert evaluate.main([*command, f"{training} --refit 1"]) == 0
+    told = capsys.readouterr().out
     assert "6 epochs; " in told
     assert "1 more epochs on training and validation songs" in told
     pool = read_rounds([runs / "artist_0"])
     assert pool.validation == {}
     assert {name: values["refit"] for name, values in pool.settings.items()} == dict.fromkeys(MEMBERS, 1)
-    assert run_script("evaluate.py", *command, "--training", training, check=False).stderr.count("other settings") == 1
+    assert evaluate.main([*command, training]) == 1
+    assert "other settings" in one_line(capsys)
     check_settings([runs / "artist_0"], [*training.split(), "--refit", "1"])
     assert is_scored(runs / "artist_0")
     another = runs / "artist_0" / "models" / "ecas_cnn" / "model.safetensors"

@@ -219,15 +219,15 @@ def test_every_change_of_the_ablation_is_one():
         ablation.changed("train_ecas_cnn", "shar=1", "none", 20)
 
 
-def test_the_benchmark_runs_and_goes_on(mini_features, run_script, tmp_path):
-    args = ["--data", mini_features[0], "--results", tmp_path, "--network", "train_ecas_cnn", "--width", 0.02]
-    args += ["--epochs", 12, "--recipe", "window=48", "epochs=3", "short_windows=0.5"]
-    script = "benchmarks/training_cost.py"
-    first = run_script(script, *args, "--schedules", "hyper-dynamic")
+def test_the_benchmark_runs_and_goes_on(mini_features, run_script, tmp_path, capsys):
+    args = ["--data", str(mini_features[0]), "--results", str(tmp_path), "--network", "train_ecas_cnn", "--width=0.02"]
+    args += ["--epochs", "12", "--recipe", "window=48", "epochs=3", "short_windows=0.5"]
+    first = run_script("benchmarks/training_cost.py", *args, "--schedules", "hyper-dynamic")
     assert "hyper-dynamic  seed 0" in first.stdout
-    assert "--resume" in run_script(script, *args, check=False).stderr
-    rest = run_script(script, *args, "--schedules", "hyper-dynamic", "random-drop", "plain-short", "--resume")
-    assert "hyper-dynamic  seed 0" not in rest.stdout
+    assert training_cost.main(args) == 1
+    assert "--resume" in capsys.readouterr().err
+    assert training_cost.main([*args, "--schedules", "hyper-dynamic", "random-drop", "plain-short", "--resume"]) == 0
+    assert "hyper-dynamic  seed 0" not in capsys.readouterr().out
     rows = {row["schedule"]: row for row in csv.DictReader((tmp_path / "training_cost.csv").open())}
     assert set(rows) == {"hyper-dynamic", "random-drop", "plain-short"}
     ours = rows["hyper-dynamic"]
