@@ -32,24 +32,34 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return sum(count * abs(said - was) for count, said, was in reliability(probabilities, labels)) / len(labels)
 
 
-def perfect_calibration_error(probabilities: np.ndarray) -> tuple[float, float]:
-    """The calibration error of labels drawn with these probabilities (songs, classes): its mean and 95 % quantile.
+def perfect_calibration_error(probabilities: np.ndarray, tracks: np.ndarray) -> tuple[float, float]:
+    """The calibration error of labels drawn with these probabilities (answers, classes): its mean and 95 % quantile.
 
     That much of it is chance, and more the fewer songs there are (Broecker & Smith, Weather and Forecasting 2007).
+    Answers about one of the ``tracks`` (answers,) share the label, which is drawn with their mean probabilities.
     """
-    rng, said, top = np.random.default_rng(0), probabilities.argmax(axis=1), probabilities.max(axis=1)
-    draws = [np.where(rng.random(len(top)) < top, said, -1) for _ in range(DRAWS)]
-    errors = [calibration_error(probabilities, labels) for labels in draws]
+    names, song = np.unique(tracks, return_inverse=True)
+    means = np.zeros((len(names), probabilities.shape[1]))
+    np.add.at(means, song, probabilities)
+    order = np.argsort(-means, axis=1, kind="stable")
+    steps = np.take_along_axis(means, order, axis=1).cumsum(axis=1)
+    rng, errors = np.random.default_rng(0), []
+    for _ in range(DRAWS):
+        drawn = (steps[:, :-1] <= rng.random((len(names), 1)) * steps[:, -1:]).sum(axis=1, keepdims=True)
+        errors.append(calibration_error(probabilities, np.take_along_axis(order, drawn, axis=1)[song, 0]))
     return float(np.mean(errors)), float(np.quantile(errors, 0.95))
 
 
-def song_figures(probabilities: np.ndarray, labels: np.ndarray, genres: Sequence[str]) -> dict[str, Any]:
+def song_figures(
+    probabilities: np.ndarray, labels: np.ndarray, genres: Sequence[str], tracks: np.ndarray | None = None
+) -> dict[str, Any]:
     """Figures of one model over songs, all of them parts of 1.
 
     Parameters
     ----------
     probabilities : float (songs, classes)
     labels : int (songs,)
+    tracks : names (songs,) where several answers are about one song
     """
     from sklearn.metrics import confusion_matrix, f1_score
 
@@ -61,7 +71,9 @@ def song_figures(probabilities: np.ndarray, labels: np.ndarray, genres: Sequence
         "wilson_95": wilson_interval(int(right.sum()), len(right)),
         "macro_f1": float(f1_score(labels, said, average="macro", labels=np.unique(labels), zero_division=0)),
         "expected_calibration_error": calibration_error(probabilities, labels),
-        "perfect_calibration_error": perfect_calibration_error(probabilities),
+        "perfect_calibration_error": perfect_calibration_error(
+            probabilities, np.arange(len(labels)) if tracks is None else tracks
+        ),
         "recall": dict(zip(genres, class_accuracies(right, labels, len(genres)), strict=True)),
         "confusion": confusion_matrix(labels, said, labels=range(len(genres))).tolist(),
     }
@@ -77,9 +89,12 @@ def accuracy_without(confusion: Any, genres: Sequence[str], rare: Sequence[str])
 def bootstrap_difference(first: np.ndarray, second: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
     """95 % interval of the difference of two accuracies on the same songs (paired bootstrap, Efron 1979).
 
-    ``first`` and ``second`` are bool (answers,); answers of one group, such as an artist, are drawn together.
+    ``first`` and ``second`` are bool (answers,); answers of one group, such as an artist, are drawn together. A single
+    group says nothing of others: -1 to 1.
     """
     names, which = np.unique(groups, return_inverse=True)
+    if len(names) < 2:
+        return -1.0, 1.0
     gain = np.bincount(which, first.astype(float) - second, len(names))
     count = np.bincount(which, minlength=len(names))
     drawn = np.random.default_rng(0).integers(len(names), size=(BOOTSTRAPS, len(names)))

@@ -47,7 +47,7 @@ from detector_timeline import Section, draw, sections, window_borders
 from extract_features import FRAMES_PER_SECOND
 from extract_model_features import MEMBERS, fusion_inputs, load_members, song_inputs
 from files import check_replaceable, file_sha256, locked_file, write_text
-from predict import calibrated, window_starts
+from predict import calibrated, is_confident, window_starts
 
 FUSION = "fusion"
 
@@ -197,7 +197,7 @@ class GenreDetector:
             self.genres[int(log_probabilities.argmax())],
             dict(zip(self.genres, probabilities.tolist(), strict=True)),
             analysis.notes,
-            bool(probabilities.max() >= self.min_confidence) and not unproven,
+            bool(is_confident(probabilities.max(), self.min_confidence)) and not unproven,
             sections(analysis.windows[self.model], analysis.borders, self.genres),
             heard.size,
             heard.mtime,
@@ -242,7 +242,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--start", type=seconds, default=0.0, metavar="S", help="seconds left out at the start")
     parser.add_argument("--duration", type=seconds, metavar="S", help="seconds used; if not given, to the end")
     parser.add_argument(
-        "--min-confidence", type=fraction, metavar="P", help="less is uncertain; if not given, the model's own"
+        "--min-confidence",
+        type=fraction,
+        metavar="P",
+        help="less is uncertain, with 1 all is; if not given, the model's own",
     )
     parser.add_argument("--workers", type=positive_int, default=1, metavar="N", help="threads that decode ahead")
     parser.add_argument("--top-k", type=positive_int, default=5, metavar="K", help="genres shown a song, in text")

@@ -14,8 +14,9 @@ Fast = Literal["", "bfloat16", "products"]
 class Convolution(nn.Conv2d):
     """A 2-D convolution, without bias, that trains as fast as the processor can once ``set_fast`` has said how.
 
-    With "bfloat16" it multiplies in that; its sums, input and output stay float32. With "products" the gradient of its
-    weights is made of matrix products. A network in use (``eval``) computes in float32 throughout.
+    With "bfloat16" it multiplies in that and sums in float32; what it returns is float32 again, rounded to bfloat16.
+    With "products" the gradient of its weights is made of matrix products. A network in use (``eval``) computes in
+    float32 throughout.
     """
 
     fast: Fast = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -110,12 +110,17 @@ def confidence_threshold(outputs: np.ndarray, labels: np.ndarray, wanted: float 
 
     Returns
     -------
-    The lowest such threshold, or 1 where there is none.
+    The lowest such threshold, or 1, which no answer reaches, where there is none.
     """
     top, right = np.exp(outputs).max(axis=1), outputs.argmax(axis=1) == labels
     counts = ((threshold, right[top >= threshold]) for threshold in np.unique(top))
     good = [threshold for threshold, answers in counts if wilson_interval(answers.sum(), len(answers))[0] >= wanted]
     return float(min(good, default=1.0))
+
+
+def is_confident(top: Any, threshold: float) -> Any:
+    """Whether top probabilities reach a threshold. None reaches 1: that stands for "no answer is"."""
+    return (top >= threshold) & (threshold < 1)
 
 
 def class_accuracies(right: np.ndarray, labels: np.ndarray, classes: int) -> list[float | None]:

@@ -313,6 +313,7 @@ def pooled(pool: Pool, fusion: str) -> dict[str, Any]:
     right["any member"] = np.any([right[m] for m in members], axis=0)
     common = ~np.isin(pool.labels, [pool.genres.index(genre) for genre in pool.rare])
     rounds = np.unique(pool.rounds)
+    artists_known = bool((pool.artists != pool.tracks).any())
     models: dict[str, Any] = {}
     for model, good in right.items():
         by_round = [float(good[pool.rounds == r].mean()) for r in rounds]
@@ -321,11 +322,11 @@ def pooled(pool: Pool, fusion: str) -> dict[str, Any]:
             "mean": float(np.mean(by_round)),
             "spread": float(np.std(by_round, ddof=1)) if len(rounds) > 1 else None,
             "wilson_95": wilson_interval(int(good.sum()), len(good)),
-            "artists_95": bootstrap_difference(good, np.zeros_like(good), pool.artists),
+            "artists_95": bootstrap_difference(good, np.zeros_like(good), pool.artists) if artists_known else None,
             "without_rare": float(good[common].mean()) if common.any() else None,
         }
         if model in outputs:
-            models[model] |= song_figures(outputs[model], pool.labels, pool.genres)
+            models[model] |= song_figures(outputs[model], pool.labels, pool.genres, pool.tracks)
         if model in pool.validation:
             models[model]["validation"] = float(np.mean(pool.validation[model]))
     best = max(members, key=lambda m: models[m]["mean"])
@@ -341,6 +342,7 @@ def pooled(pool: Pool, fusion: str) -> dict[str, Any]:
         "fusion_against_best": {
             "difference": float(right[fusion].mean() - right[best].mean()),
             "bootstrap_95": bootstrap_difference(right[fusion], right[best], pool.artists),
+            "bootstrap_over": "artists" if artists_known else "songs",
             "mcnemar_p": mcnemar(right[fusion], right[best]),
         },
     }

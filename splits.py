@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from catalogue import SPLITS, Song, artist_key, artist_names, split_sums
+from catalogue import SPLITS, Catalogue, Song, artist_key, artist_names, split_sums
 from common import UserError
 
 TRIES = 40  # seeded starts, of which the most even result counts
@@ -36,6 +36,13 @@ def repeat_groups(tracks: Sequence[str], repeats: Iterable[tuple[str, str]]) -> 
     place = {track: index for index, track in enumerate(tracks)}
     pairs = [(place[first], place[second]) for first, second in repeats]
     return dict(zip(tracks, linked_groups(len(tracks), [""] * len(tracks), pairs).tolist(), strict=True))
+
+
+def track_groups(catalogue: Catalogue, tracks: Sequence[str], repeats: Iterable[tuple[str, str]]) -> np.ndarray:
+    """Number the groups of tracks that stay together, by artist or as ``repeats`` of each other: int (tracks,)."""
+    place = {track: index for index, track in enumerate(tracks)}
+    pairs = [(place[first], place[second]) for first, second in repeats if {first, second} <= place.keys()]
+    return linked_groups(len(tracks), [artist_key(catalogue.songs[track].artist) for track in tracks], pairs)
 
 
 def share_out(labels: np.ndarray, groups: np.ndarray, fractions: Sequence[float], seed: int) -> np.ndarray:

@@ -65,7 +65,7 @@ def protocol_tables(result: dict[str, Any]) -> list[Table]:
         if name == "average" and any(result["refit"]):  # the fusion is that
             continue
         row = [name, percent(scores["mean"]), percent(scores["spread"])]
-        row += ["-".join(map(percent, scores[key])) for key in ("wilson_95", "artists_95")]
+        row += ["-".join(map(percent, scores[key] or [None])) for key in ("wilson_95", "artists_95")]
         if rare:
             row.append(percent(scores["without_rare"]))
         row += [percent(scores.get(key)) for key in ("macro_f1", "expected_calibration_error", "validation")]
@@ -83,8 +83,10 @@ def refit_words(epochs: Sequence[int]) -> str:
 
 
 def chance_words(figures: dict[str, Any]) -> str:
+    if "perfect_calibration_error" not in figures:  # an older result about several answers a song has none
+        return ""
     mean, high = (percent(part) for part in figures["perfect_calibration_error"])
-    return f"By chance alone its calibration error would be {mean} % on average, up to {high} % in 95 of 100 cases."
+    return f" By chance alone its calibration error would be {mean} % on average, up to {high} % in 95 of 100 cases."
 
 
 def caption(result: dict[str, Any]) -> str:
@@ -103,7 +105,7 @@ def caption(result: dict[str, Any]) -> str:
         words += f"; {unread} more can't be read, or are not the files that were prepared"
     return (
         f"{words}; training seed {either(seeds)}; one run each.{refit_words(refits)} The fusion is right with "
-        f"{sure['right']} of {sure['answers']} answers that it calls confident. {chance_words(test)}"
+        f"{sure['right']} of {sure['answers']} answers that it calls confident.{chance_words(test)}"
     )
 
 
@@ -118,12 +120,13 @@ def unseen_words(left: dict[str, Any]) -> str:
 def protocol_caption(result: dict[str, Any]) -> str:
     gain, rounds = result["fusion_against_best"], result["rounds"]
     low, high = (f"{100 * end:+.1f}" for end in gain["bootstrap_95"])
+    over, chance = gain.get("bootstrap_over", "artists"), chance_words(result["models"][FUSION])
     return (
         f"Protocol {result['protocol']}: {rounds} of {ROUNDS[result['protocol']]} {WHAT[result['protocol']]}; "
         f"{either(result['epochs'])} epochs; {result['songs']} answers about "
         f"{result['different_songs']} different test songs.{refit_words(result['refit'])} The fusion is "
         f"{100 * gain['difference']:+.1f} points from its best member, {result['best_member']} (bootstrap "
-        f"over artists {low} to {high}, McNemar p {gain['mcnemar_p']:.2g}). {chance_words(result['models'][FUSION])} "
+        f"over {over} {low} to {high}, McNemar p {gain['mcnemar_p']:.2g}).{chance} "
         "Spread: standard deviation of the rounds. Means are over rounds, differences over pooled answers. "
         "Pooled 95 % and p take answers as independent, which those about songs of one artist are not."
         + (" After a refit a round's fusion is the average, nothing is fitted." if any(result["refit"]) else "")

@@ -14,7 +14,7 @@ With --rounds the fusion learns from more songs: from what the networks of cross
 same recipe, said of the songs that each of them was not trained on (evaluate.py --protocol artist). Test songs of the
 split in use are left out. Features of different networks have no axes in common, so that candidate is left out too.
 After a --refit of the networks no validation song is held out: without --rounds the fusion is then the average with
-nothing fitted, and calls no answer confident.
+nothing fitted, and calls no answer confident. So it is where all of these songs are of one artist.
 
 Reads   data/metadata.json, data/fusion_features/; with --rounds <round>/data/ and <round>/results/
 Writes  models/fusion_progressive/model.safetensors
@@ -29,20 +29,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from catalogue import Catalogue, artist_key, read_catalogue
+from catalogue import Catalogue, artist_key, read_catalogue, read_repeats
 from checkpoints import load_checkpoint, save_checkpoint
 from common import UserError, argument_parser, command, format_table, library_versions
 from extract_model_features import read_provenance
 from figures import calibration_error
 from files import file_sha256, locked, read_array
-from predict import calibrated, confidence_threshold, fit_temperature
+from predict import calibrated, confidence_threshold, fit_temperature, is_confident
+from splits import track_groups
 from verify_model_features import flat_outputs, rows_problems
 
 MADE_BY = "train_fusion.py"
@@ -214,15 +215,21 @@ def choose(losses: dict[str, np.ndarray]) -> str:
     return best if gain.mean() > gain.std() / np.sqrt(len(gain)) else "average"
 
 
-def artist_folds(catalogue: Catalogue, tracks: Sequence[str], seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Up to five folds of songs, an artist's songs together. Raises UserError with fewer than two artists."""
+def artist_folds(
+    catalogue: Catalogue, tracks: Sequence[str], repeats: Iterable[tuple[str, str]], seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Up to five folds of songs, an artist's songs together and ``repeats`` too; none if all are of one artist."""
     from sklearn.model_selection import GroupKFold
 
     artists = [artist_key(catalogue.songs[track].artist) or track for track in tracks]
-    if len(set(artists)) < 2:
-        raise UserError("the validation songs are of one artist: prepare_gtzan_data.py must split more songs")
-    folds = GroupKFold(min(5, len(set(artists))), shuffle=True, random_state=seed)
-    return list(folds.split(artists, groups=artists))
+    numbers = track_groups(catalogue, tracks, repeats).tolist()
+    names: dict[int, str] = {}
+    for number, artist in sorted(zip(numbers, artists, strict=True)):
+        names.setdefault(number, artist)
+    if len(names) < 2:
+        return []
+    folds = GroupKFold(min(5, len(names)), shuffle=True, random_state=seed)
+    return list(folds.split(tracks, groups=[names[number] for number in numbers]))
 
 
 def held_out_rows(folder: Path, catalogue: Catalogue, members: int) -> tuple[Rows, list[str]]:
@@ -289,6 +296,7 @@ def _run(args: argparse.Namespace) -> int:
     }
     target = args.models / "fusion_progressive" / "model.safetensors"
     candidates, source, hashes, kept = dict(CANDIDATES), "validation songs", list[str](), np.zeros(0, dtype=np.int64)
+    rows, tracks = None, list[str]()
     if args.rounds:
         del candidates["features"]
         source = "songs of cross-validation rounds"
@@ -299,14 +307,15 @@ def _run(args: argparse.Namespace) -> int:
         if selector.shape != rows.features.shape[1:]:
             raise UserError(f"{folder / 'selector.npy'} is of other features: run create_cleaned_features.py again")
         kept = np.flatnonzero(selector)
-    else:
+    folds = artist_folds(catalogue, tracks, read_repeats(catalogue), args.seed)
+    if rows is None or not folds:
         count = len(provenance["members"])
         nothing = {"min_confidence": 1.0, "fitted_on": {"what": "nothing", "songs": 0, "rounds": []}, "candidates": {}}
         save_fusion(target, weighted_fusion(np.full(count, 1 / count), len(catalogue.genres)), meta | nothing)
-        print("The networks know the validation songs: the fusion is their average, and calls no answer confident.")
+        problem = "The networks know the validation songs" if rows is None else f"The {source} are of one artist"
+        print(f"{problem}: the fusion is the average of the networks, and calls no answer confident.")
         return 0
 
-    folds = artist_folds(catalogue, tracks, args.seed)
     outputs = {name: cross_validated(fit, rows, kept, folds) for name, fit in candidates.items()}
     losses = {name: log_loss(values, rows.labels) for name, values in outputs.items()}
     chosen = choose(losses)
@@ -337,7 +346,7 @@ def _run(args: argparse.Namespace) -> int:
     ]
     table.append(["any member right", f"{100 * best.any(axis=1).mean():.1f}", ""])
     print(format_table((f"{len(tracks)} {source}", "accuracy, %", "log-loss"), table))
-    answered = np.exp(held_out).max(axis=1) >= min_confidence
+    answered = is_confident(np.exp(held_out).max(axis=1), min_confidence)
     print(
         f"Temperature {temperature:.2f}, calibration error {100 * calibration_error(np.exp(held_out), rows.labels):.1f}"
         f" %. Confident from {min_confidence:.2f} on: {100 * answered.mean():.0f} % of them."

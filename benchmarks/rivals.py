@@ -1,8 +1,8 @@
 """The schedules that hyper-dynamic training is compared with: what differs in settings, and what each draws.
 
 With the same recipe all of them share network, starting weights, optimiser, learning-rate cycle, augmentation and
-averaging with it, and the loss weights of rare classes; what differs is which windows an epoch trains on, and for how
-many epochs.
+averaging with it, and the loss weights of rare classes; what differs is which windows an epoch trains on, for how many
+epochs, and in "published", as in hyper-dynamic, loss weights that follow the errors.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ CHECKS = 60  # looks at the validation songs in a long schedule whose rules don'
 SCHEDULES = {
     "hyper-dynamic": "the recipe of the training script",
     "plain-300": "every window in every epoch of the long schedule",
-    "published": "the same, but a graduated class is dropped for good",
-    "infobatch": "the same, but every other window of less than average loss is left out (Qin et al., ICLR 2024)",
+    "published": "the same, but a graduated class is dropped for good, and struggling ones get more windows and weight",
+    "infobatch": "plain-300, but every other window of less than average loss is left out (Qin et al., ICLR 2024)",
     "plain-short": "as many windows as hyper-dynamic, at random from all, over the short schedule",
     "random-drop": "hyper-dynamic's windows of each epoch, long or short, but at random from all songs",
 }

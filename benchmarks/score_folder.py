@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(format_table(("", "songs", *scores), rows))
     right = np.array([analysis.song[FUSION].argmax() for analysis in analyses]) == labels
     sure = f"The fusion is right with {right[confident].sum()} of {sum(confident)} confident answers."
-    print(f"\n{sure} {chance_words(scores[FUSION])}")
+    print(f"\n{sure}{chance_words(scores[FUSION])}")
     return 0
 
 

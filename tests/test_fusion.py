@@ -141,19 +141,28 @@ def catalogue_of(artists: list[str]) -> tuple[Catalogue, list[str]]:
 @given(st.lists(st.sampled_from(["Ann", "ann", "Bob", "Cid", "Dee", ""]), min_size=3, max_size=40), st.integers(0, 99))
 def test_folds_keep_artists_together(artists, seed):
     catalogue, tracks = catalogue_of(["Ann", "Bob", *artists])
-    folds = artist_folds(catalogue, tracks, seed)
+    folds = artist_folds(catalogue, tracks, [], seed)
     assert sorted(np.concatenate([held for _, held in folds]).tolist()) == list(range(len(tracks)))
     for rest, held in folds:
         names = [{catalogue.songs[tracks[i]].artist.casefold() for i in part} - {""} for part in (rest, held)]
         assert not names[0] & names[1]
         assert len(rest)
-    again = artist_folds(catalogue, tracks, seed)
+    again = artist_folds(catalogue, tracks, [], seed)
     assert [held.tolist() for _, held in again] == [held.tolist() for _, held in folds]
 
 
+def test_folds_keep_repeats_together_where_artists_are_not_known():
+    catalogue, tracks = catalogue_of([""] * 20)
+    repeats = [("song3", "song11"), ("song11", "song19"), ("song4", "elsewhere")]
+    for seed in range(5):
+        for rest, held in artist_folds(catalogue, tracks, repeats, seed):
+            assert len({3, 11, 19} & {*rest.tolist()}) in (0, 3), held
+
+
 def test_one_artist_makes_no_folds():
-    with pytest.raises(UserError, match="one artist"):
-        artist_folds(*catalogue_of(["Ann", "ann"]), seed=0)
+    assert artist_folds(*catalogue_of(["Ann", "ann"]), [], seed=0) == []
+    catalogue, tracks = catalogue_of(["", ""])
+    assert artist_folds(catalogue, tracks, [("song0", "song1")], seed=0) == []
 
 
 # ---------------------------------------------------------------- figures
@@ -188,11 +197,15 @@ def test_calibration_error_known_values():
 
 
 def test_calibration_error_by_chance():
-    assert perfect_calibration_error(np.array([[1.0, 0.0]] * 10)) == (0, 0)
-    few, many = (perfect_calibration_error(np.tile([0.8, 0.2], (songs, 1))) for songs in (25, 2500))
+    assert perfect_calibration_error(np.array([[1.0, 0.0]] * 10), np.arange(10)) == (0, 0)
+    few, many = (perfect_calibration_error(np.tile([0.8, 0.2], (n, 1)), np.arange(n)) for n in (25, 2500))
     assert few[0] == pytest.approx(0.08 * np.sqrt(2 / np.pi), rel=0.1)  # one bin, whose part has this standard error
     assert few[1] == pytest.approx(1.96 * 0.08, rel=0.15)
     assert many[0] == pytest.approx(few[0] / 10, rel=0.15)
+    thrice = perfect_calibration_error(np.tile([0.8, 0.2], (75, 1)), np.tile(np.arange(25), 3))
+    assert thrice == pytest.approx(few), "more answers about the same songs are no more songs"
+    two_ways = perfect_calibration_error(np.array([[0.9, 0.1], [0.1, 0.9]] * 50), np.repeat(np.arange(50), 2))
+    assert two_ways[0] == pytest.approx(0.4), "of two answers that exclude each other one is right"
 
 
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
@@ -239,6 +252,7 @@ def test_bootstrap_draws_a_tracks_answers_together():
     twice = bootstrap_difference(np.tile(first, 2), np.tile(second, 2), np.tile(np.arange(20), 2))
     assert twice == pytest.approx((low, high))
     assert bootstrap_difference(first, first, np.arange(20)) == (0, 0)
+    assert bootstrap_difference(first, second, np.zeros(20)) == (-1, 1)
 
 
 def test_separability_tells_signal_from_noise_and_too_few():

@@ -162,6 +162,21 @@ def test_features_of_other_networks_are_not_fused(pipeline, tmp_path, capsys):
     assert "another ecas_cnn" in capsys.readouterr().err
 
 
+def test_validation_songs_of_one_artist_leave_the_average(pipeline, tmp_path, capsys):
+    data, models = copy_data(pipeline, tmp_path), shutil.copytree(pipeline.models, tmp_path / "models")
+
+    def sing(metadata: dict) -> None:
+        for song in metadata["songs"]:
+            song["artist"] = "One" if song["file"] in val else song["artist"]
+
+    val = (data / "processed" / "val_files.txt").read_text().split()
+    edit_metadata(data, sing)
+    assert train_fusion.main(["--data", str(data), "--models", str(models)]) == 0
+    assert "validation songs are of one artist: the fusion is the average" in capsys.readouterr().out
+    fusion, said = train_fusion.load_fusion(models)
+    assert (fusion.kind, fusion.temperature, said["min_confidence"]) == ("average", 1, 1)
+
+
 def test_cleaning_is_decided_without_test_songs(pipeline, tmp_path, capsys):
     data = copy_data(pipeline, tmp_path)
     folder = data / "fusion_features"

@@ -24,6 +24,7 @@ from checkpoints import load_checkpoint
 from common import UserError
 from files import locked
 from protocols import ROUNDS, Pool, check_settings, is_scored, pooled, prepare_round, read_rounds, round_catalogue
+from tables import protocol_caption, protocol_tables
 
 TINY = " ".join(map(str, QUICK[:-2]))  # the threads are the protocol's
 
@@ -296,7 +297,7 @@ def test_pooled_figures():
     pool = Pool(
         ["p", "q", "r"],
         ["r"],
-        names,
+        np.char.add(names, "1"),
         names,
         np.repeat([0, 1], 3),
         labels,
@@ -320,3 +321,11 @@ def test_pooled_figures():
     assert result["fusion_against_best"]["difference"] == pytest.approx(1 / 6)
     assert result["fusion_against_best"]["mcnemar_p"] == 1
     assert (result["epochs"], result["refit"]) == ([4], [2])
+    words = {"protocol": "random", "rounds": 2} | result
+    assert "(bootstrap over artists " in protocol_caption(words)
+    assert "over artists 95 %" in protocol_tables(words)[0][0]
+
+    pool = dataclasses.replace(pool, tracks=np.array(list("uvwuvw")), artists=np.array(list("uvwuvw")))
+    words |= pooled(pool, "fusion")  # no artist is known
+    assert "(bootstrap over songs " in protocol_caption(words)
+    assert "over artists 95 %" not in protocol_tables(words)[0][0]
