@@ -24,6 +24,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 MAX_THREADS = 1024
+LONGEST_LINE = 10_000  # signs of a complaint
 
 
 class UserError(Exception):
@@ -43,6 +44,13 @@ def fraction(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return value
+
+
+def path_name(text: str) -> Path:
+    """An argparse type: a path. An empty one, of an unset variable, would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("a name is needed, this one is empty")
+    return Path(text)
 
 
 def seconds(text: str) -> float:
@@ -79,8 +87,13 @@ def thread_count(text: str) -> int:
 
 
 _SHARED_OPTIONS: dict[str, dict[str, Any]] = {
-    "--data": {"type": Path, "default": Path("data"), "metavar": "DIR", "help": "folder of songs, splits and features"},
-    "--models": {"type": Path, "default": Path("models"), "metavar": "DIR", "help": "folder of checkpoints"},
+    "--data": {
+        "type": path_name,
+        "default": Path("data"),
+        "metavar": "DIR",
+        "help": "folder of songs, splits and features",
+    },
+    "--models": {"type": path_name, "default": Path("models"), "metavar": "DIR", "help": "folder of checkpoints"},
     "--seed": {"type": seed_number, "default": 0, "metavar": "N", "help": "seed of every random choice"},
     "--device": {
         "choices": ["auto", "cpu", "cuda", "mps"],
@@ -116,10 +129,11 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except OSError as error:
-            place = (
-                os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "a file can't be written"
-            )
-            complain(f"{place}: {error.strerror or error}; put that right, then run the same command again")
+            name = error.filename
+            where = os.fsdecode(name) if isinstance(name, str | bytes) else "a file can't be written"
+            in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
+            reason = "not a folder" if in_the_way else error.strerror or error
+            complain(f"{where}: {reason}; put that right, then run the same command again")
             return 1
         except KeyboardInterrupt:
             complain("interrupted; run the same command again to go on")
@@ -163,8 +177,8 @@ def _own_lines_only() -> Iterator[None]:
 
 
 def complain(message: str) -> None:
-    """One line on stderr, whatever the message or a file name in it contains."""
-    print(f"{Path(sys.argv[0]).name}: {one_line(message)}", file=sys.stderr)
+    """One line on stderr, of bounded length, whatever the message or a file name in it contains."""
+    print(f"{Path(sys.argv[0]).name}: {one_line(message[:LONGEST_LINE])}", file=sys.stderr)
 
 
 def one_line(text: str) -> str:

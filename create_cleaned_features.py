@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from catalogue import SPLITS
-from common import UserError, argument_parser, command, format_table
+from common import UserError, argument_parser, command, complain, format_table
 from extract_model_features import read_provenance
 from files import locked, read_array, write_array
 
@@ -35,6 +35,9 @@ def _run(args: argparse.Namespace) -> int:
     here = [split for split in SPLITS if (folder / f"{split}_features.npy").exists()]
     features = {split: read_array(folder / f"{split}_features.npy", maker) for split in here or SPLITS}
     learned = [features[split] for split in ("train", "val") if split in features]
+    for split in SPLITS:
+        if split not in features:
+            complain(f"no {split} rows are there: {maker} makes them; going on without")
     if not learned:
         raise UserError(f"only test rows are there: run {maker} again")
     try:

@@ -120,9 +120,7 @@ class SoundReader:
         with contextlib.ExitStack() as stack:
             stream = self._opened(stack)
             self.rate = stream.samplerate
-            if self.start:
-                stream.seek(min(round(self.start * self.rate), stream.frames))
-            place = stream.tell()
+            place = stream.seek(min(round(self.start * self.rate), stream.frames)) if self.start else 0
             stream.seekable = lambda: False  # soundfile seeks after each read, where mpg123 loses the thread
             wanted = stream.frames - place
             if self.duration is not None:

@@ -140,7 +140,7 @@ def listen(
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {no_file(Path(path)) or error}") from None
+        raise UserError(f"{path}: {no_file(Path(path)) or getattr(error, 'strerror', error)}") from None
     blocks = iter(sound) if stop is None else itertools.takewhile(lambda _: not stop.is_set(), sound)
     features = song_features(blocks)
     kind = sounds_like(features["melspectrogram"], sound.seconds)

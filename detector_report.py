@@ -49,7 +49,10 @@ class Report:
             song["error"] = _shown(record["error"])
         else:
             song["seconds"] = record["duration_s"]
-            song["probabilities"] = [round(record["probabilities"][genre], 4) for genre in self.genres]
+            likely = record["probabilities"]
+            song["probabilities"] = [round(likely[genre], 4) for genre in self.genres]
+            ranked = sorted(likely, key=lambda genre: -likely[genre])  # by what isn't rounded
+            song["order"] = [self.genres.index(genre) for genre in ranked]
             song["confident"] = record["confident"]
             song["unlike"] = UNLIKE.get(record["sounds_like"], "")
             song["notes"] = record["notes"]
@@ -66,7 +69,7 @@ class Report:
         home = Path(os.path.abspath(self.path)).parent
         if os.path.realpath(home) != os.path.realpath(self.path.parent):  # ".." after a link leads elsewhere
             home = self.path.absolute().parent
-        write_text(self.path, page(self.songs, self.genres, self.run, home))
+        write_text(Path(os.path.realpath(self.path)), page(self.songs, self.genres, self.run, home))
 
 
 def check_target(path: Path) -> None:
@@ -88,7 +91,7 @@ def page(songs: list[dict[str, Any]], genres: list[str], run: dict[str, Any], ho
     for song in songs:
         shown = {"folder": _shown(song["folder"][len(common) :]), "name": _shown(song["name"])}
         rows.append(song | shown | {"url": None if "error" in song else _url(song, home)})
-    about = f"{run['model']} (weights {run['weights']}), confident from {100 * run['min_confidence']:.0f} %"
+    about = f"{run['model']} (weights {run['weights']}), confident from {100 * run['min_confidence']:.1f} %"
     if run["start"]:
         about += f", from {run['start']:g} s on"
     if run["duration"] is not None:

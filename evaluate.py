@@ -42,7 +42,17 @@ from typing import Any
 import numpy as np
 
 from catalogue import Catalogue, read_catalogue, read_repeats
-from common import UserError, argument_parser, command, complain, format_table, library_versions, positive_int, progress
+from common import (
+    UserError,
+    argument_parser,
+    command,
+    complain,
+    format_table,
+    library_versions,
+    path_name,
+    positive_int,
+    progress,
+)
 from detector_inputs import listen
 from figures import RARE, draw_confusion, draw_reliability, song_figures
 from files import file_sha256, locked, whole_file, write_json, write_text
@@ -214,17 +224,27 @@ def protocol(name: str, folders: Sequence[Path], results: Path) -> dict[str, Any
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__, "--data", "--models", "--device", "--threads", "--json")
     add = parser.add_argument
-    add("--seen", type=Path, nargs="+", default=[], metavar="LIST", help="training and validation lists of --models")
-    add("--artist-index", type=Path, metavar="FILE", help="with --seen: lines 'file ::: artist ::: title'")
+    add(
+        "--seen",
+        type=path_name,
+        nargs="+",
+        default=[],
+        metavar="LIST",
+        help="training and validation lists of --models",
+    )
+    add("--artist-index", type=path_name, metavar="FILE", help="with --seen: lines 'file ::: artist ::: title'")
     of_protocol = parser.add_argument_group("options of --protocol").add_argument
-    add("--results", type=Path, default=Path("results"), metavar="DIR", help="folder of the results")
-    add("--update", type=Path, nargs="*", default=[], metavar="FILE", help="documents to put the tables in")
+    add("--results", type=path_name, default=Path("results"), metavar="DIR", help="folder of the results")
+    add("--update", type=path_name, nargs="*", default=[], metavar="FILE", help="documents to put the tables in")
     add("--protocol", choices=list(ROUNDS), help="train and score the pipeline over several splits")
     of_protocol("--rounds", type=positive_int, metavar="N", help="only the first N rounds of the protocol")
     of_protocol(
-        "--split-lists", type=Path, metavar="DIR", help="folder of {train,valid,test}_filtered.txt, for fault_filtered"
+        "--split-lists",
+        type=path_name,
+        metavar="DIR",
+        help="folder of {train,valid,test}_filtered.txt, for fault_filtered",
     )
-    of_protocol("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of the rounds of protocols")
+    of_protocol("--runs", type=path_name, default=Path("runs"), metavar="DIR", help="folder of the rounds of protocols")
     of_protocol(
         "--jobs", type=positive_int, default=2, metavar="N", help="trainings of a protocol at once, one thread each"
     )

@@ -39,6 +39,7 @@ from common import (
 )
 from decoding import SAMPLE_RATE, SoundReader
 from files import file_sha256, locked, read_array, read_json, write_array, write_json
+from sound_faults import no_file
 
 N_FFT = 2048  # samples
 HOP_LENGTH = 512  # samples between frames: 43.07 frames a second
@@ -203,7 +204,9 @@ def load_features(catalogue: Catalogue, kind: str, tracks: Iterable[str]) -> lis
     features = []
     for track in tracks:
         if done.get(track) != catalogue.songs[track].sha256:
-            raise UserError(f"no features of {track} as it is now: run {maker} again")
+            raise UserError(
+                f"no features of {track} as it is now: run {maker} again, and prepare_gtzan_data.py if that names it"
+            )
         path = feature_path(catalogue.data, kind, track)
         feature = read_array(path, maker)
         if (
@@ -229,9 +232,9 @@ def read_index(path: Path) -> dict[str, str]:
 def _extract(track: str, audio: Path, sha256: str, targets: dict[str, Path]) -> tuple[str, str | None]:
     """Write one song's feature files; the problem if that can't be done or the file isn't the one of that hash."""
     try:
+        if no_file(audio) or file_sha256(audio) != sha256:
+            raise UserError(f"{audio} is gone or has changed since it was checked: run prepare_gtzan_data.py again")
         features = song_features(SoundReader(audio))
-        if file_sha256(audio) != sha256:
-            raise UserError(f"{audio} has changed since it was checked: run prepare_gtzan_data.py again")
     except UserError as error:
         return track, str(error)
     for kind, path in targets.items():

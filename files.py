@@ -19,6 +19,8 @@ import numpy as np
 from common import UserError, complain
 
 LOCK_TRIES = 100  # in about a second
+UMASK = os.umask(0o077)  # can't be read without being set
+os.umask(UMASK)
 
 
 class WriteError(UserError):
@@ -38,7 +40,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         os.close(descriptor)
         temporary = Path(name)
         yield temporary
-        temporary.chmod(0o644)
+        temporary.chmod(0o666 & ~UMASK)
         os.replace(temporary, path)
     except BaseException as error:
         if temporary is not None:

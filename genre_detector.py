@@ -6,7 +6,7 @@ Writes  text, or with --json, --jsonl or --csv what docs/output.md describes, on
         with --plot a picture; with --report an HTML page; with --write-tags --yes the songs' genre tags
 
 Probabilities are calibrated on held-out songs of 30 s and sum to 100 %. An answer is uncertain below the top
-probability from which on held-out songs were right 9 times in 10, for less than 6 s of sound unless --min-confidence is
+probability from which on held-out songs were right 9 times in 10, for 6 s of sound or less unless --min-confidence is
 given, and for noise, a tone, silence or speech always. Exit code 0 when every song was classified, 1 when at least one
 couldn't be (each is named in one line on stderr), 2 for bad usage, 130 after Ctrl-C, which keeps what is done.
 
@@ -38,7 +38,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from common import UserError, argument_parser, command, complain, fraction, positive_int, seconds
+from common import UserError, argument_parser, command, complain, fraction, path_name, positive_int, seconds
 from detector_inputs import Found, Heard, Listeners, find_songs, listen
 from detector_output import CsvWriter, JsonLinesWriter, JsonWriter, TextWriter, Writer, songs_done
 from detector_report import Report, check_target
@@ -238,7 +238,9 @@ def _parser() -> argparse.ArgumentParser:
         help="sound file, folder, pattern, or - for a list of them on standard input",
     )
     parser.add_argument("--model", choices=(FUSION, *MEMBERS), default=FUSION, help="which model answers")
-    parser.add_argument("--models", type=Path, metavar="DIR", help="folder of checkpoints; if not given, the one here")
+    parser.add_argument(
+        "--models", type=path_name, metavar="DIR", help="folder of checkpoints; else that beside this script"
+    )
     parser.add_argument("--start", type=seconds, default=0.0, metavar="S", help="seconds left out at the start")
     parser.add_argument("--duration", type=seconds, metavar="S", help="seconds used; if not given, to the end")
     parser.add_argument(
@@ -250,13 +252,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=positive_int, default=1, metavar="N", help="threads that decode ahead")
     parser.add_argument("--top-k", type=positive_int, default=5, metavar="K", help="genres shown a song, in text")
     parser.add_argument("--timeline", action="store_true", help="also say which part of a song is what")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw one song's probabilities over time")
-    parser.add_argument("--report", type=Path, metavar="HTML", help="also make a page of all songs to look at and hear")
+    parser.add_argument("--plot", type=path_name, metavar="PNG", help="draw one song's probabilities over time")
+    parser.add_argument(
+        "--report", type=path_name, metavar="HTML", help="also make a page of all songs to look at and hear"
+    )
     formats = parser.add_mutually_exclusive_group()
     formats.add_argument("--json", action="store_true", help="print one JSON array, at the end")
     formats.add_argument("--jsonl", action="store_true", help="print a JSON line a song, as it is done")
     formats.add_argument("--csv", action="store_true", help="print a CSV row a song, as it is done")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of on standard output")
+    parser.add_argument("--output", type=path_name, metavar="FILE", help="write there instead of on standard output")
     parser.add_argument("--write-tags", action="store_true", help="say which genre tags confident answers would change")
     parser.add_argument("--yes", action="store_true", help="with --write-tags: change them")
     parser.add_argument(
@@ -342,7 +346,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.output and args.output.exists() and not args.output.is_file():
         raise UserError(f"{args.output} is no ordinary file: name another one with --output, or leave it out")
     if args.output and args.output.exists() and not args.resume:
-        raise UserError(f"{args.output} is there already: delete it, or go on with --jsonl --resume")
+        again = ", or go on with --resume" if args.jsonl else ""
+        raise UserError(f"{args.output} is there already: name another file with --output{again}")
     if args.report:
         check_target(args.report)
     if args.write_tags:

@@ -40,6 +40,7 @@ from common import (
     fraction,
     library_versions,
     one_line,
+    path_name,
     positive_int,
     progress,
     seconds,
@@ -47,7 +48,7 @@ from common import (
 )
 from files import file_sha256, locked
 from repeats import DEFAULT_THRESHOLD, Repeat, find_repeats, fingerprint, sound_digest
-from song_lists import artist_of, read_artists, read_split_lists, track_name
+from song_lists import PUBLISHED_LISTS, artist_of, read_artists, read_lines, read_split_lists, track_name
 from sound_faults import no_file
 from splits import split_songs
 
@@ -250,10 +251,20 @@ def _report_splits(catalogue: Catalogue, left_out: int) -> None:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argument_parser(__doc__, "--data", "--seed")
     add = parser.add_argument
-    add("--source", type=Path, metavar="PATH", help="archive, or folder of genre folders (else what is in data/raw)")
+    add(
+        "--source",
+        type=path_name,
+        metavar="PATH",
+        help="archive, or folder of genre folders (else what is in data/raw)",
+    )
     add("--split", choices=["random", "artist", "fault_filtered"], default="random", help="which songs go together")
-    add("--artist-index", type=Path, metavar="FILE", help="lines 'file ::: artist ::: title': Sturm's GTZANindex.txt")
-    add("--split-lists", type=Path, metavar="DIR", help="folder of {train,valid,test}_filtered.txt")
+    add(
+        "--artist-index",
+        type=path_name,
+        metavar="FILE",
+        help="lines 'file ::: artist ::: title': Sturm's GTZANindex.txt",
+    )
+    add("--split-lists", type=path_name, metavar="DIR", help="folder of {train,valid,test}_filtered.txt")
     add("--val-fraction", type=fraction, default=0.15, metavar="X", help="share of the songs for validation")
     add("--test-fraction", type=fraction, default=0.15, metavar="X", help="share of the songs for the test")
     add("--folds", type=positive_int, metavar="K", help="cross-validation: cut into K folds")
@@ -291,6 +302,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _run(args: argparse.Namespace) -> int:
     artists = read_artists(args.artist_index) if args.artist_index else {}
+    if args.split_lists:  # a mistake here is told before all songs are checked
+        for name in PUBLISHED_LISTS.values():
+            read_lines(args.split_lists / name)
     root = find_genre_folders(args.source, args.data, None if args.no_archive_limits else Limits())
     found = list_songs(root, args.data)
     genres = sorted({song.genre for song in found})

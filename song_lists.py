@@ -17,7 +17,7 @@ def read_lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     except OSError as error:
-        raise UserError(f"{path} can't be read ({error.strerror})") from None
+        raise UserError(f"{path} can't be read ({error.strerror}): say where it is") from None
 
 
 def track_name(genre: str, stem: str) -> str:

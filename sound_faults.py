@@ -43,5 +43,7 @@ def no_file(path: Path) -> str:
             return ""
     except FileNotFoundError:
         return "no such file"
-    except (OSError, ValueError) as error:
-        return str(getattr(error, "strerror", None) or error)
+    except ValueError:  # NUL
+        return "no name of a file; a list has one name a line"
+    except OSError as error:
+        return error.strerror or str(error)

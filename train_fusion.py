@@ -38,7 +38,7 @@ import numpy as np
 
 from catalogue import Catalogue, artist_key, read_catalogue, read_repeats
 from checkpoints import load_checkpoint, save_checkpoint
-from common import UserError, argument_parser, command, format_table, library_versions
+from common import UserError, argument_parser, command, format_table, library_versions, path_name
 from extract_model_features import read_provenance
 from figures import calibration_error
 from files import file_sha256, locked, read_array
@@ -358,7 +358,7 @@ def _run(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__, "--data", "--models", "--seed")
     parser.add_argument(
-        "--rounds", type=Path, nargs="+", metavar="DIR", help="folders of a protocol's rounds, to learn from"
+        "--rounds", type=path_name, nargs="+", metavar="DIR", help="folders of a protocol's rounds, to learn from"
     )
     args = parser.parse_args(argv)
     with locked(args.models / "fusion_progressive"):

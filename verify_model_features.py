@@ -112,8 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if kind == "features_cleaned" and split == "train" and constant:
                 found.append(f"{constant} cleaned dimensions are constant over the training songs")
             if kind == "features_cleaned" and not found and not cleaned_is_so:
-                found.append("not what selector.npy keeps of the features: run create_cleaned_features.py again")
-            problems += [f"{split}_{kind}.npy: {problem}" for problem in found]
+                found.append("not what selector.npy keeps of the features")
+            problems += [f"{split}_{kind}.npy: {problem}; {KINDS[kind]} makes it" for problem in found]
             shape = features.shape if features.ndim == 2 else ("-", "-")
             table.append([f"{split}_{kind}", *shape, constant, "unusable" if found else "good"])
             if kind == "features_cleaned" and split == "val" and held_out and not found:

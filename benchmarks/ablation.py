@@ -33,7 +33,7 @@ from recipes import Row, check_rows, fingerprint, read_recipe, read_rows, recipe
 from rivals import ALIKE
 
 from catalogue import Catalogue, read_catalogue, read_repeats
-from common import argument_parser, command, format_table, positive_int, versions_line
+from common import argument_parser, command, format_table, path_name, positive_int, versions_line
 from extract_model_features import MEMBERS
 from files import write_text
 
@@ -199,8 +199,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--seeds", type=positive_int, default=3, metavar="N", help="splits and starting weights a change")
     add("--epochs", type=positive_int, default=20, metavar="N", help="length of every run")
     add("--jobs", type=positive_int, default=2, metavar="N", help="trainings at once, one thread each")
-    add("--results", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
-    add("--update", type=Path, metavar="FILE", help="document to put the tables in, between its marks")
+    add("--results", type=path_name, default=Path(__file__).parent / "results", metavar="DIR")
+    add("--update", type=path_name, metavar="FILE", help="document to put the tables in, between its marks")
     args = parser.parse_args(argv)
 
     from tables import markdown, with_tables

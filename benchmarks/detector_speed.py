@@ -27,7 +27,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common import UserError, argument_parser, command, format_table, positive_int  # noqa: E402
+from common import UserError, argument_parser, command, format_table, path_name, positive_int  # noqa: E402
 from common import seconds as finite  # noqa: E402
 from detector_inputs import find_songs, listen  # noqa: E402
 
@@ -103,7 +103,9 @@ def write_long(path: Path, hours: float) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__, "--threads")
     parser.add_argument("songs", nargs="*", default=[str(DEMO)], metavar="SONG", help="song or folder")
-    parser.add_argument("--models", type=Path, default=ROOT / "models", metavar="DIR", help="folder of checkpoints")
+    parser.add_argument(
+        "--models", type=path_name, default=ROOT / "models", metavar="DIR", help="folder of checkpoints"
+    )
     parser.add_argument("--repeat", type=positive_int, default=5, metavar="N", help="runs of each measurement")
     parser.add_argument(
         "--hours", type=finite, default=0, metavar="H", help="also a file of this length; 0 leaves it out"

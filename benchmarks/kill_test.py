@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from checkpoints import content_sum, load_checkpoint  # noqa: E402
-from common import argument_parser, command, complain, format_table, positive_int, progress  # noqa: E402
+from common import argument_parser, command, complain, format_table, path_name, positive_int, progress  # noqa: E402
 from files import file_sha256  # noqa: E402
 
 Command = list[str]
@@ -280,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=positive_int, default=63, metavar="N", help="of all steps together")
     parser.add_argument("--steps", type=positive_int, default=7, metavar="N", help="the first N of the pipeline")
     parser.add_argument(
-        "--disk", type=Path, metavar="DIR", help="a small file system: let it be full, and kill nothing"
+        "--disk", type=path_name, metavar="DIR", help="a small file system: let it be full, and kill nothing"
     )
     args = parser.parse_args(argv)
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a forked process has none of its parent's threads

@@ -25,7 +25,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from catalogue import read_catalogue
-from common import UserError, argument_parser, command, format_table, progress
+from common import UserError, argument_parser, command, format_table, path_name, progress
 from decoding import SAMPLE_RATE, decode
 from files import write_text
 
@@ -96,7 +96,7 @@ CONDITIONS: dict[str, Callable[[np.ndarray, np.random.Generator], Copy]] = {
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__, "--data", "--models", "--seed", "--device", "--threads")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
+    parser.add_argument("--results", type=path_name, default=Path(__file__).parent / "results", metavar="DIR")
     args = parser.parse_args(argv)
 
     import soundfile

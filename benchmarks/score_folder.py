@@ -18,15 +18,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common import UserError, argument_parser, command, complain, format_table, fraction, progress, seconds  # noqa: E402
+from common import UserError, argument_parser, command, complain, format_table, fraction, path_name, progress, seconds  # noqa: E402
 from detector_inputs import find_songs, listen  # noqa: E402
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__, "--device", "--threads")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder whose subfolders are named as the genres")
-    parser.add_argument("--models", type=Path, metavar="DIR", help="folder of checkpoints; if not given, the one here")
+    parser.add_argument("folder", type=path_name, metavar="DIR", help="folder whose subfolders are named as the genres")
+    parser.add_argument("--models", type=path_name, metavar="DIR", help="folder of checkpoints; else the released ones")
     parser.add_argument("--start", type=seconds, default=0.0, metavar="S", help="seconds left out at the start")
     parser.add_argument("--duration", type=seconds, metavar="S", help="seconds used; if not given, to the end")
     parser.add_argument("--min-confidence", type=fraction, metavar="P", help="if not given, the model's own")

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from catalogue import read_catalogue  # noqa: E402
-from common import UserError, argument_parser, command, format_table  # noqa: E402
+from common import UserError, argument_parser, command, format_table, path_name  # noqa: E402
 from decoding import SAMPLE_RATE, SoundReader, decode  # noqa: E402
 from detector_inputs import find_songs  # noqa: E402
 from detector_unlike import LEAST_FRAMES, OFFSET, WEIGHTS, song_descriptors, sounding  # noqa: E402
@@ -197,7 +197,7 @@ def errors(rows: Rows, wrong: np.ndarray, total: str) -> list[tuple[str, ...]]:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__, "--data")
-    parser.add_argument("--recordings", type=Path, metavar="DIR", help="speech to measure on, a folder a speaker")
+    parser.add_argument("--recordings", type=path_name, metavar="DIR", help="speech to measure on, a folder a speaker")
     args = parser.parse_args(argv)
     catalogue = read_catalogue(args.data)
     tracks = catalogue.splits["train"] + catalogue.splits["val"]

@@ -51,7 +51,7 @@ from recipes import Row, check_rows, fingerprint, read_recipe, read_rows, recipe
 from rivals import AT_EQUAL_BUDGET, SCHEDULES, SHORT, schedule_of, settings_of
 
 from catalogue import Catalogue, read_catalogue
-from common import UserError, argument_parser, command, format_table, fraction, positive_int, versions_line
+from common import UserError, argument_parser, command, format_table, fraction, path_name, positive_int, versions_line
 from extract_model_features import MEMBERS
 from figures import picture
 from files import write_text
@@ -372,8 +372,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--schedules", nargs="+", default=list(SCHEDULES), choices=SCHEDULES, metavar="NAME", help="which of rivals.py")
     add("--jobs", type=positive_int, default=2, metavar="N", help="trainings at once, one thread each")
     add("--resume", action="store_true", help="keep the runs that are in the CSV")
-    add("--results", type=Path, default=Path(__file__).parent / "results", metavar="DIR", help="folder of the results")
-    add("--update", type=Path, metavar="FILE", help="document to put the table in, between its marks")
+    add(
+        "--results",
+        type=path_name,
+        default=Path(__file__).parent / "results",
+        metavar="DIR",
+        help="folder of the results",
+    )
+    add("--update", type=path_name, metavar="FILE", help="document to put the table in, between its marks")
     args = parser.parse_args(argv)
     path = args.results / "training_cost.csv"
     if path.exists() and not args.resume:

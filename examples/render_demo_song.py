@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the scripts are no package; run from anywhere
-from common import UserError, argument_parser, command, complain
+from common import UserError, argument_parser, command, complain, path_name
 from files import whole_file
 
 RATE = 22_050  # Hz, of the file
@@ -338,7 +338,9 @@ def write_audio(path: Path, signal: Signal, rate: int = RATE) -> None:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__, "--seed")
-    parser.add_argument("--out", type=Path, default=Path("examples/demo_song.ogg"), metavar="FILE", help="audio file")
+    parser.add_argument(
+        "--out", type=path_name, default=Path("examples/demo_song.ogg"), metavar="FILE", help="audio file"
+    )
     arguments = parser.parse_args(argv)
     write_audio(arguments.out, render_song(arguments.seed))
     complain(f"wrote {arguments.out}")
