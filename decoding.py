@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import itertools
 import math
 import os
@@ -15,7 +16,7 @@ import numpy as np
 
 from common import UserError
 from mp3_frames import mended
-from sound_faults import flaw, no_file
+from sound_faults import flaw, has_several_streams, no_file
 
 SAMPLE_RATE = 22_050  # Hz
 MIN_SECONDS = 0.1  # less sound than this is refused
@@ -38,7 +39,8 @@ class SoundReader:
 
     After iteration ``rate`` is the file's own rate in Hz, ``seconds`` the length read and ``notes`` what had to be
     mended: samples that are not finite become 0; a file that breaks off is used as far as it goes; broken places in mp3
-    and ogg are left out; of a file longer than three hours the rest is left out.
+    and ogg are left out; of a file longer than three hours the rest is left out, as are, without PyAV, further streams
+    of an Ogg file.
 
     Raises
     ------
@@ -55,8 +57,12 @@ class SoundReader:
                 raise UserError(f"{self.path}: a {name} of {value} s can't be: give a number from 0 on")
         if problem := no_file(self.path):
             raise UserError(f"{self.path}: {problem}")
-        blocks = self._with_av() if self.path.suffix.lower() in AV_SUFFIXES else self._mono()
+        several = has_several_streams(self.path)  # of which libsndfile reads the first
+        with_av = self.path.suffix.lower() in AV_SUFFIXES or (several and importlib.util.find_spec("av"))
+        if several and not with_av:
+            self.notes.append("several streams, of which only the first is heard without requirements-formats.txt")
         try:
+            blocks = self._with_av() if with_av else self._mono(several)
             yield from self._resampled(blocks)
         except UserError:
             raise
@@ -113,7 +119,7 @@ class SoundReader:
             return stream or soundfile.SoundFile(name)  # which says why it can't be opened
         return stack.enter_context(soundfile.SoundFile(stack.enter_context(copy)))
 
-    def _mono(self) -> Iterator[np.ndarray]:
+    def _mono(self, several: bool) -> Iterator[np.ndarray]:
         """The wanted part of the file at its own rate, as far as libsndfile can read it."""
         import soundfile
 
@@ -140,7 +146,7 @@ class SoundReader:
                 yield np.concatenate(pieces)
             if error is not None:
                 self._breaks_off(place / self.rate, error)
-            elif stream.format != "MP3":  # of which ``mended`` has said what there is to say
+            elif stream.format != "MP3" and not several:  # of which ``mended`` has said what there is to say
                 self.notes += flaw(stream.extra_info, place / self.rate, wanted / self.rate, place == stream.frames)
 
     def _with_av(self) -> Iterator[np.ndarray]:

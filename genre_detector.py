@@ -46,7 +46,9 @@ from detector_tags import check_installed, read_genre, write_genre
 from detector_timeline import Section, draw, sections, window_borders
 from extract_features import FRAMES_PER_SECOND
 from extract_model_features import MEMBERS, fusion_inputs, load_members, song_inputs
+from figures import MAKER
 from files import check_replaceable, file_sha256, locked_file, write_text
+from hyper_dynamic import pick_device
 from predict import calibrated, is_confident, window_starts
 
 FUSION = "fusion"
@@ -125,14 +127,23 @@ class GenreDetector:
         device: str = "auto",
         min_confidence: float | None = None,
     ):
-        from train_fusion import MADE_BY, load_fusion
-
         folder = Path(models) if models is not None else Path(__file__).resolve().parent / "models"
         if min_confidence is not None and not 0 <= min_confidence <= 1:
             raise UserError(f"min_confidence {min_confidence} is not between 0 and 1: give a probability")
         if model not in (FUSION, *MEMBERS):
             raise UserError(f"no model {model!r}: choose from {', '.join((FUSION, *MEMBERS))}")
         self.model = model
+        pick_device(device)
+        try:
+            self._load(model, folder, device, min_confidence)
+        except UserError as error:
+            if models is None:
+                raise UserError(f"{error}, or restore the released networks: git checkout models") from None
+            raise
+
+    def _load(self, model: str, folder: Path, device: str, min_confidence: float | None) -> None:
+        from train_fusion import MADE_BY, load_fusion
+
         self.members = load_members(folder, MEMBERS if model == FUSION else [model], device)
         self._fusion = None
         self.meta = own = self.members[0].meta
@@ -339,7 +350,7 @@ def _run(args: argparse.Namespace) -> int:
         named = list(named)
         if len(named) != 1:
             raise UserError(f"--plot draws one song, {len(named)} are named: leave out the others")
-        check_replaceable(args.plot, lambda start: start.startswith(b"\x89PNG"), "PNG", "--plot")
+        check_replaceable(args.plot, lambda start: MAKER.encode() in start, "picture of this detector's", "--plot")
     songs = filter(is_new, named)
     if args.output and args.output.is_dir():
         raise UserError(f"{args.output} is a folder: name a file in it with --output")

@@ -34,6 +34,22 @@ def flaw(log: str, place: float, missing: float, to_end: bool) -> list[str]:
     return []
 
 
+def has_several_streams(path: Path) -> bool:
+    """Whether an Ogg file goes on after its sound has ended, with another beginning (RFC 3533): recordings of radio.
+
+    The beginnings of all streams that play at once come before anything else.
+    """
+    began = False
+    with path.open("rb") as file:
+        while len(header := file.read(27)) == 27 and header.startswith(b"OggS"):
+            begins = bool(header[5] & 2)
+            if begins and began:
+                return True
+            began = not begins
+            file.seek(sum(file.read(header[26])), os.SEEK_CUR)
+    return False
+
+
 def no_file(path: Path) -> str:
     """Why nothing can be read from a path, which may be a pipe that nobody writes to; "" if it is a file."""
     try:

@@ -76,6 +76,8 @@ def test_help_is_quick_and_shows_the_docstring(helps, name):
     ("name", "option"),
     [
         ("genre_detector", "--threads=0"),
+        ("genre_detector", "--models="),
+        ("train_fusion", "--data="),
         ("train_ecas_cnn", "--threads=-1"),
         ("train_ecas_cnn", "--threads=9999999999"),
         ("evaluate", "--rounds=0"),

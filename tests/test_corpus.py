@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from corpus.make_corpus import ANSWERED, NOTED, REFUSED, Case, encoded, make, music, name_cases, without_xing
 from corpus.peak import peak_of
 
@@ -177,6 +179,27 @@ def test_marks_without_frames_cost_no_time(tmp_path):
     frames = encoded("mp3")
     path.write_bytes(b"\xff\xfb" * 1000 + frames)
     assert survey(path).frames > 100
+
+
+@pytest.mark.parametrize("suffix", ["ogg", "opus"])
+def test_all_streams_of_a_recording_are_heard_or_said_not_to_be(tmp_path, monkeypatch, suffix):
+    path, one = tmp_path / f"radio.{suffix}", encoded(suffix, music(3, 48_000), 48_000)
+    path.write_bytes(one)
+    alone = decode(path)
+    assert alone.notes == []
+    path.write_bytes(one * 2)
+    both = decode(path)
+    assert both.seconds == pytest.approx(2 * alone.seconds, abs=0.1)
+    assert both.notes == []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # no PyAV
+    first = decode(path)
+    assert first.seconds == alone.seconds
+    assert [note.split(",")[0] for note in first.notes] == ["several streams"]
+
+
+def test_a_wav_that_can_not_be_searched_is_heard_from_its_start(tmp_path):
+    soundfile.write(tmp_path / "phone.wav", 0.1 * np.sin(np.arange(16_000)), 8000, subtype="GSM610")
+    assert decode(tmp_path / "phone.wav").seconds == pytest.approx(2, abs=0.05)
 
 
 def test_flac_is_used_up_to_where_it_breaks_off(tmp_path):

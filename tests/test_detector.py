@@ -105,6 +105,16 @@ def test_each_bad_song_is_named_in_one_line(mixed):
         assert line.startswith(f"genre_detector.py: {song}: ")
 
 
+def test_a_damaged_released_network_can_be_restored(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(genre_detector, "__file__", str(tmp_path / "genre_detector.py"))
+    shutil.copytree(models, tmp_path / "models")
+    (tmp_path / "models" / "ecas_cnn" / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(UserError, match=r"or restore the released networks: git checkout models$"):
+        GenreDetector()
+    with pytest.raises(UserError, match=r"run train_ecas_cnn\.py again$"):
+        GenreDetector(models=tmp_path / "models")
+
+
 def test_bad_usage_leaves_with_two(capsys, demo):
     for args in (["--model", "knn", str(demo)], ["--top-k", "0", str(demo)], []):
         with pytest.raises(SystemExit) as caught:

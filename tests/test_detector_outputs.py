@@ -239,7 +239,9 @@ def test_plot_is_a_picture_of_one_song(detect, songs, tmp_path):
     assert not (tmp_path / "other.png").exists()
 
 
-def test_plot_goes_with_resume_and_never_replaces_a_song(detect, songs, tmp_path):
+def test_plot_goes_with_resume_and_replaces_nothing_of_others(detect, songs, tmp_path):
+    from PIL import Image
+
     into = ["--jsonl", "--resume", "--output", tmp_path / "out.jsonl"]
     for _ in range(2):
         assert detect("--plot", tmp_path / "out.png", *into, songs / "a.wav")[0] == 0
@@ -247,11 +249,16 @@ def test_plot_goes_with_resume_and_never_replaces_a_song(detect, songs, tmp_path
     (tmp_path / "out.png").unlink()
     assert detect("--plot", tmp_path / "out.png", *into, songs / "a.wav")[0] == 0
     assert (tmp_path / "out.png").exists()
-    song = shutil.copy(songs / "a.wav", tmp_path / "song.wav")
-    code, out, err = detect("--plot", song, songs / "a.wav")
-    assert (code, out) == (1, "")
-    assert err.endswith("song.wav is there already and is no PNG: choose another --plot\n")
-    assert Path(song).read_bytes() == (songs / "a.wav").read_bytes()
+    holiday = tmp_path / "holiday.png"
+    Image.new("RGB", (2, 2)).save(holiday)
+    for other in (Path(shutil.copy(songs / "a.wav", tmp_path / "song.wav")), holiday):
+        before = other.read_bytes()
+        code, out, err = detect("--plot", other, songs / "a.wav")
+        assert (code, out) == (1, "")
+        assert err.endswith(
+            f"{other.name} is there already and is no picture of this detector's: choose another --plot\n"
+        )
+        assert other.read_bytes() == before
 
 
 # ---------------------------------------------------------------- text

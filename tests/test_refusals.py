@@ -38,15 +38,17 @@ def test_extraction_makes_only_what_is_missing(pipeline, tmp_path, capsys):
     assert missing.read_bytes() == before
 
 
-def test_a_song_that_changed_since_it_was_checked_is_named(pipeline, tmp_path, capsys):
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_song_that_is_gone_or_changed_since_it_was_checked_is_named(pipeline, tmp_path, capsys, gone):
     data = copy_data(pipeline, tmp_path)
     catalogue = read_catalogue(data)
     track, other = catalogue.splits["test"][:2]
-    path = str(catalogue.audio_path(other))
+    path = str(tmp_path / "gone.wav" if gone else catalogue.audio_path(other))
     edit_metadata(data, lambda value: [song.update(path=path) for song in value["songs"] if song["track"] == track])
     (data / "processed" / "features.json").unlink()
     assert extract_features.main(["--data", str(data), "--workers", "1"]) == 1
-    assert one_line(capsys).endswith("has changed since it was checked: run prepare_gtzan_data.py again; skipped")
+    said = f"{path} is gone or has changed since it was checked: run prepare_gtzan_data.py again; skipped"
+    assert one_line(capsys).endswith(said)
     assert track not in json.loads((data / "processed" / "features.json").read_text())["songs"]
 
 

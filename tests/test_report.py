@@ -141,6 +141,20 @@ def test_only_an_earlier_report_is_replaced(detect, tmp_path):
     check_target(tmp_path / "new.html")
 
 
+def test_the_order_is_that_of_the_answer_where_rounding_hides_it(tmp_path):
+    report = Report(tmp_path / "page.html", GENRES, RUN, {})
+    report._take(record("/music/a.wav", 0.33331, 0.33334, 0.33335))
+    report.finish()
+    assert data_of((tmp_path / "page.html").read_text(encoding="utf-8"))["songs"][0]["order"] == [2, 1, 0]
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "link.html").symlink_to(tmp_path / "page.html")
+    Report(tmp_path / "link.html", GENRES, RUN, {}).finish()
+    assert (tmp_path / "link.html").is_symlink()
+    check_target(tmp_path / "page.html")
+
+
 def test_a_page_beside_json_lines_has_the_songs_answered_before(detect, repo, tmp_path):
     samples = decode(repo / "examples" / "demo_song.ogg", 4, 2).samples
     for name in ("a.wav", "b.wav"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -162,3 +163,12 @@ def test_a_rename_that_fails_leaves_the_old_file(tmp_path, monkeypatch, number):
     with pytest.raises(UserError, match=r"model\.safetensors can't be written"):
         save_checkpoint(checkpoint, {"weight": torch.zeros(2)}, {})
     assert files(tmp_path) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no umask")
+@pytest.mark.parametrize("mask", ["022", "077"])
+def test_files_are_for_those_whom_the_umask_lets_read_them(repo, tmp_path, mask):
+    path = tmp_path / "genres.json"
+    words = [sys.executable, "-c", "import sys, pathlib, files; files.write_text(pathlib.Path(sys.argv[1]), '')", path]
+    subprocess.run(["bash", "-c", f"umask {mask}; exec {shlex.join(map(str, words))}"], cwd=repo, check=True)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~int(mask, 8)
