@@ -10,6 +10,7 @@ import functools
 import io
 import math
 import os
+import re
 import sys
 import threading
 import time
@@ -114,14 +115,23 @@ def argument_parser(description: str | None, *shared: str) -> argparse.ArgumentP
 
 
 def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
-    """Decorate ``main(argv=None) -> int`` so that a user's mistake is one line on stderr and exit code 1."""
+    """Decorate ``main(argv=None) -> int`` so that a user's mistake is one line on stderr and exit code 1.
+
+    What is done says what comes next, by the ``Next`` line of the script's docstring if it has one.
+    """
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
         _open_standard_streams()
         try:
             with _own_lines_only():
-                return main(argv)
+                code = main(argv)
+            after = re.search(r"^Next +(.*)$", main.__globals__["__doc__"] or "", re.MULTILINE)
+            if (
+                code == 0 and after and os.environ.get("RANK", "0") == "0"
+            ):  # of processes that train together one says it
+                print(f"next: {after[1]}")
+            return code
         except UserError as error:
             complain(str(error))
             return 1

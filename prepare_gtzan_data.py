@@ -362,7 +362,7 @@ def _run(args: argparse.Namespace) -> int:
     )
     _report_splits(catalogue, len(left_out))
     wrote = f"{args.data / 'metadata.json'} and the {split['name']} lists"
-    print(f"\nwrote {wrote}; next: extract_features.py --data {args.data}")
+    print(f"\nwrote {wrote}")
     return 0
 
 

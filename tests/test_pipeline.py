@@ -74,6 +74,15 @@ def one_line(capsys) -> str:
 # ---------------------------------------------------------------- what is there afterwards
 
 
+def test_each_script_says_which_comes_next(pipeline):
+    names = list(pipeline.runs)
+    said = {name: run.stdout.splitlines()[-1] for name, run in pipeline.runs.items() if "\nnext: " in run.stdout}
+    assert list(said) == [name for name in names if name != "evaluate.py"]
+    for name, line in said.items():
+        assert line.startswith("next: ")
+        assert name == "train_fusion.py" or {*line.replace(",", "").split()} & {*names[names.index(name) + 1 :]}
+
+
 def test_splits_share_no_song_artist_or_content(catalogue):
     assert catalogue.genres == GENRES
     assert sum(len(catalogue.splits[split]) for split in SPLITS) == 70
@@ -143,7 +152,7 @@ def test_fusion_features_have_896_places(pipeline, catalogue):
     assert provenance["sizes"] == MEMBERS
     assert provenance["held_out"] == {"train": False, "val": True, "test": True}
     table = pipeline.runs["create_cleaned_features.py"].stdout.splitlines()
-    assert table[-1].split() == ["all", "896", str((~kept).sum()), str(kept.sum())]
+    assert table[-2].split() == ["all", "896", str((~kept).sum()), str(kept.sum())]
 
 
 def test_a_threshold_that_leaves_nothing_is_named(pipeline, tmp_path, capsys):
@@ -194,7 +203,7 @@ def test_cleaning_is_decided_without_test_songs(pipeline, tmp_path, capsys):
     for split in SPLITS:
         cleaned, whole = (np.load(folder / f"{split}_features{end}.npy") for end in ("_cleaned", ""))
         np.testing.assert_array_equal(cleaned, whole[:, kept])
-    assert capsys.readouterr().out.splitlines()[-1].split() == ["all", "896", str((~kept).sum()), str(kept.sum())]
+    assert capsys.readouterr().out.splitlines()[-2].split() == ["all", "896", str((~kept).sum()), str(kept.sum())]
 
 
 def test_evaluation_figures_follow_from_the_predictions(pipeline, catalogue, evaluation):
