@@ -33,9 +33,10 @@ FIRST = {
 def helps(tmp_path_factory) -> dict[str, subprocess.CompletedProcess[str]]:
     """``--help`` of every script, with Python's list of imports on stderr."""
 
+    folder = tmp_path_factory.getbasetemp()  # is made at the first call, which threads can't share
+
     def ask(name: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-X", "importtime", str(ROOT / f"{name}.py"), "--help"]
-        folder = tmp_path_factory.getbasetemp()
         return subprocess.run(command, cwd=folder, capture_output=True, text=True, encoding="utf-8", timeout=60)
 
     with ThreadPoolExecutor(2) as pool:
@@ -46,8 +47,10 @@ def helps(tmp_path_factory) -> dict[str, subprocess.CompletedProcess[str]]:
 def empty_runs(run_script, tmp_path_factory) -> dict[str, tuple[Path, subprocess.CompletedProcess[str]]]:
     """Every script in an empty folder of its own."""
 
+    folders = {name: tmp_path_factory.mktemp(name) for name in SCRIPTS}
+
     def run(name: str) -> tuple[Path, subprocess.CompletedProcess[str]]:
-        folder = tmp_path_factory.mktemp(name)
+        folder = folders[name]
         args = ["song.wav", "--models", "models"] if name == "genre_detector" else []
         return folder, run_script(f"{name}.py", *args, cwd=folder, check=False)
 
