@@ -127,9 +127,8 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
             with _own_lines_only():
                 code = main(argv)
             after = re.search(r"^Next +(.*)$", main.__globals__["__doc__"] or "", re.MULTILINE)
-            if (
-                code == 0 and after and os.environ.get("RANK", "0") == "0"
-            ):  # of processes that train together one says it
+            one_of_many = os.environ.get("RANK", "0") != "0"  # processes that train together
+            if code == 0 and after and not one_of_many:
                 print(f"next: {after[1]}")
             return code
         except UserError as error:
