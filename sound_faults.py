@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 _SHORTER = re.compile(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)$", re.MULTILINE)
+MOST_PAGES = 500_000  # of an Ogg file that are looked at: far more than three hours have, and soon done
 NOTEWORTHY = 0.1  # seconds; a smaller lack is a matter of rounding
 _STREAMED = 0x7FFFF000  # bytes, announced by programs that write to a pipe and don't know the length
 
@@ -41,7 +42,10 @@ def has_several_streams(path: Path) -> bool:
     """
     began = False
     with path.open("rb") as file:
-        while len(header := file.read(27)) == 27 and header.startswith(b"OggS"):
+        for _ in range(MOST_PAGES):
+            header = file.read(27)
+            if len(header) < 27 or not header.startswith(b"OggS"):
+                break
             begins = bool(header[5] & 2)
             if begins and began:
                 return True
