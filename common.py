@@ -11,6 +11,7 @@ import io
 import math
 import os
 import re
+import shlex
 import sys
 import threading
 import time
@@ -129,7 +130,7 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
             after = re.search(r"^Next +(.*)$", main.__globals__["__doc__"] or "", re.MULTILINE)
             one_of_many = os.environ.get("RANK", "0") != "0"  # processes that train together
             if code == 0 and after and not one_of_many:
-                print(f"next: {after[1]}")
+                print(f"next: {after[1]}{_data_option(argv)}")
             return code
         except UserError as error:
             complain(str(error))
@@ -149,6 +150,14 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
             return 130
 
     return wrapped
+
+
+def _data_option(argv: Sequence[str] | None) -> str:
+    """ " --data DIR" if that was given, for the next script."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--data")
+    data = parser.parse_known_args(argv)[0].data
+    return "" if data is None else f" --data {shlex.quote(data)}"
 
 
 def _open_standard_streams() -> None:

@@ -39,8 +39,8 @@ class SoundReader:
 
     After iteration ``rate`` is the file's own rate in Hz, ``seconds`` the length read and ``notes`` what had to be
     mended: samples that are not finite become 0; a file that breaks off is used as far as it goes; broken places in mp3
-    and ogg are left out; of a file longer than three hours the rest is left out, as are, without PyAV, further streams
-    of an Ogg file.
+    and ogg are left out; of a file longer than three hours the rest is left out; of an Ogg file further streams are
+    heard with PyAV, if they are like the first in rate, channels and codec.
 
     Raises
     ------
@@ -59,10 +59,11 @@ class SoundReader:
             raise UserError(f"{self.path}: {problem}")
         several = has_several_streams(self.path)  # of which libsndfile reads the first
         with_av = self.path.suffix.lower() in AV_SUFFIXES or (several and importlib.util.find_spec("av"))
-        if several and not with_av:
-            self.notes.append("several streams, of which only the first is heard without requirements-formats.txt")
+        if several:
+            rest = "whose damage can't be told" if with_av else "the others need requirements-formats.txt"
+            self.notes.append(f"several streams one after the other, {rest}")
         try:
-            blocks = self._with_av() if with_av else self._mono(several)
+            blocks = self._with_av() if with_av else self._mono()
             yield from self._resampled(blocks)
         except UserError:
             raise
@@ -119,7 +120,7 @@ class SoundReader:
             return stream or soundfile.SoundFile(name)  # which says why it can't be opened
         return stack.enter_context(soundfile.SoundFile(stack.enter_context(copy)))
 
-    def _mono(self, several: bool) -> Iterator[np.ndarray]:
+    def _mono(self) -> Iterator[np.ndarray]:
         """The wanted part of the file at its own rate, as far as libsndfile can read it."""
         import soundfile
 
@@ -146,7 +147,7 @@ class SoundReader:
                 yield np.concatenate(pieces)
             if error is not None:
                 self._breaks_off(place / self.rate, error)
-            elif stream.format != "MP3" and not several:  # of which ``mended`` has said what there is to say
+            elif stream.format != "MP3":  # of which ``mended`` has said what there is to say
                 self.notes += flaw(stream.extra_info, place / self.rate, wanted / self.rate, place == stream.frames)
 
     def _with_av(self) -> Iterator[np.ndarray]:

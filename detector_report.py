@@ -91,7 +91,8 @@ def page(songs: list[dict[str, Any]], genres: list[str], run: dict[str, Any], ho
     for song in songs:
         shown = {"folder": _shown(song["folder"][len(common) :]), "name": _shown(song["name"])}
         rows.append(song | shown | {"url": None if "error" in song else _url(song, home)})
-    about = f"{run['model']} (weights {run['weights']}), confident from {100 * run['min_confidence']:.1f} %"
+    sure = f"confident from {100 * run['min_confidence']:.1f} %" if run["min_confidence"] < 1 else "none confident"
+    about = f"{run['model']} (weights {run['weights']}), {sure}"
     if run["start"]:
         about += f", from {run['start']:g} s on"
     if run["duration"] is not None:

@@ -13,6 +13,7 @@ from extract_features import FRAMES_PER_SECOND
 from figures import picture
 from predict import calibrated
 
+MARK = "music_genre_fusion timeline"  # by which its pictures are known again
 SMOOTHING = np.array([1, 2, 3, 2, 1]) / 9  # of neighbouring windows: 3 s apart, so about 15 s decide
 PICTURE_COLUMNS = 2000  # of a log-mel in a picture; more frames are averaged
 
@@ -68,7 +69,7 @@ def draw(
     minutes = borders[-1] - borders[0] > 180  # a long song counts in minutes
     times = borders / (60 if minutes else 1)
 
-    with picture(path, 2, figsize=(10, 6), sharex=True, height_ratios=(3, 2)) as (_, (upper, lower)):
+    with picture(path, 2, mark=MARK, figsize=(10, 6), sharex=True, height_ratios=(3, 2)) as (_, (upper, lower)):
         from matplotlib import colormaps
 
         colours = [colormaps["tab20"](index % 20) for index in range(len(genres))]

@@ -231,10 +231,16 @@ def read_index(path: Path) -> dict[str, str]:
 
 def _extract(track: str, audio: Path, sha256: str, targets: dict[str, Path]) -> tuple[str, str | None]:
     """Write one song's feature files; the problem if that can't be done or the file isn't the one of that hash."""
+
+    def check() -> None:
+        problem = no_file(audio) or ("has changed since it was checked" if file_sha256(audio) != sha256 else "")
+        if problem:
+            raise UserError(f"{audio}: {problem}: run prepare_gtzan_data.py again")
+
     try:
-        if no_file(audio) or file_sha256(audio) != sha256:
-            raise UserError(f"{audio} is gone or has changed since it was checked: run prepare_gtzan_data.py again")
+        check()  # first: what is no longer the song may not be decodable
         features = song_features(SoundReader(audio))
+        check()
     except UserError as error:
         return track, str(error)
     for kind, path in targets.items():

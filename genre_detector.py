@@ -28,6 +28,7 @@ import argparse
 import io
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -43,10 +44,9 @@ from detector_inputs import Found, Heard, Listeners, find_songs, listen
 from detector_output import CsvWriter, JsonLinesWriter, JsonWriter, TextWriter, Writer, songs_done
 from detector_report import Report, check_target
 from detector_tags import check_installed, read_genre, write_genre
-from detector_timeline import Section, draw, sections, window_borders
+from detector_timeline import MARK, Section, draw, sections, window_borders
 from extract_features import FRAMES_PER_SECOND
 from extract_model_features import MEMBERS, fusion_inputs, load_members, song_inputs
-from figures import MAKER
 from files import check_replaceable, file_sha256, locked_file, write_text
 from hyper_dynamic import pick_device
 from predict import calibrated, is_confident, window_starts
@@ -138,7 +138,8 @@ class GenreDetector:
             self._load(model, folder, device, min_confidence)
         except UserError as error:
             if models is None:
-                raise UserError(f"{error}, or restore the released networks: git checkout models") from None
+                restore = f"git -C {shlex.quote(str(folder.parent))} checkout models"
+                raise UserError(f"{error}, or restore the released networks: {restore}") from None
             raise
 
     def _load(self, model: str, folder: Path, device: str, min_confidence: float | None) -> None:
@@ -350,7 +351,7 @@ def _run(args: argparse.Namespace) -> int:
         named = list(named)
         if len(named) != 1:
             raise UserError(f"--plot draws one song, {len(named)} are named: leave out the others")
-        check_replaceable(args.plot, lambda start: MAKER.encode() in start, "picture of this detector's", "--plot")
+        check_replaceable(args.plot, lambda start: MARK.encode() in start, "picture that this version made", "--plot")
     songs = filter(is_new, named)
     if args.output and args.output.is_dir():
         raise UserError(f"{args.output} is a folder: name a file in it with --output")

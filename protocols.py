@@ -314,6 +314,7 @@ def pooled(pool: Pool, fusion: str) -> dict[str, Any]:
     common = ~np.isin(pool.labels, [pool.genres.index(genre) for genre in pool.rare])
     rounds = np.unique(pool.rounds)
     artists_known = bool((pool.artists != pool.tracks).any())
+    several_artists = artists_known and len(np.unique(pool.artists)) > 1
     models: dict[str, Any] = {}
     for model, good in right.items():
         by_round = [float(good[pool.rounds == r].mean()) for r in rounds]
@@ -322,7 +323,7 @@ def pooled(pool: Pool, fusion: str) -> dict[str, Any]:
             "mean": float(np.mean(by_round)),
             "spread": float(np.std(by_round, ddof=1)) if len(rounds) > 1 else None,
             "wilson_95": wilson_interval(int(good.sum()), len(good)),
-            "artists_95": bootstrap_difference(good, np.zeros_like(good), pool.artists) if artists_known else None,
+            "artists_95": bootstrap_difference(good, np.zeros_like(good), pool.artists) if several_artists else None,
             "without_rare": float(good[common].mean()) if common.any() else None,
         }
         if model in outputs:

@@ -59,7 +59,7 @@ def artist_of(file: str, artists: Mapping[str, str]) -> str:
 
 
 def read_split_lists(folder: Path, songs: Sequence[Song]) -> dict[str, list[str]]:
-    """Tracks of the published lists ``{train,valid,test}_filtered.txt``, whatever a song's extension.
+    """Tracks of the published lists ``{train,valid,test}_filtered.txt``, found by ``song_names`` without an extension.
 
     Absent and unusable songs are counted on stderr. Raises UserError if lists overlap or name no song here.
     """

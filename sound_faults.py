@@ -10,6 +10,7 @@ from pathlib import Path
 _SHORTER = re.compile(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)$", re.MULTILINE)
 MOST_PAGES = 500_000  # of an Ogg file that are looked at: far more than three hours have, and soon done
 NOTEWORTHY = 0.1  # seconds; a smaller lack is a matter of rounding
+_ENDLESS = 1e9  # seconds, promised where libsndfile can't tell the length, as of several streams
 _STREAMED = 0x7FFFF000  # bytes, announced by programs that write to a pipe and don't know the length
 
 
@@ -24,7 +25,7 @@ def flaw(log: str, place: float, missing: float, to_end: bool) -> list[str]:
     """
     if "Corrupted bitstream" in log or "reports a hole" in log:
         return ["damaged places were left out"]
-    if missing >= NOTEWORTHY:
+    if NOTEWORTHY <= missing < _ENDLESS:
         return [f"breaks off after {place:.1f} s of {place + missing:.1f} s"]
     if to_end and "lacks an end-of-stream bit" in log:
         return [f"breaks off after {place:.1f} s (the end of its stream is missing)"]
@@ -44,7 +45,13 @@ def has_several_streams(path: Path) -> bool:
     with path.open("rb") as file:
         for _ in range(MOST_PAGES):
             header = file.read(27)
-            if len(header) < 27 or not header.startswith(b"OggS"):
+            if not header.startswith(b"OggS"):  # what lies between two pages
+                at = (header + (rest := file.read(1 << 16))).find(b"OggS", 1)
+                if at < 0:
+                    break
+                file.seek(at - len(header) - len(rest), os.SEEK_CUR)
+                continue
+            if len(header) < 27:
                 break
             begins = bool(header[5] & 2)
             if begins and began:

@@ -223,7 +223,7 @@ def artist_folds(
 
     artists = [artist_key(catalogue.songs[track].artist) or track for track in tracks]
     numbers = track_groups(catalogue, tracks, repeats).tolist()
-    names: dict[int, str] = {}
+    names: dict[int, str] = {}  # of groups: numbers would be shuffled into other folds than those of older results
     for number, artist in sorted(zip(numbers, artists, strict=True)):
         names.setdefault(number, artist)
     if len(names) < 2:
@@ -349,7 +349,8 @@ def _run(args: argparse.Namespace) -> int:
     answered = is_confident(np.exp(held_out).max(axis=1), min_confidence)
     print(
         f"Temperature {temperature:.2f}, calibration error {100 * calibration_error(np.exp(held_out), rows.labels):.1f}"
-        f" %. Confident from {min_confidence:.2f} on: {100 * answered.mean():.0f} % of them."
+        f" %. {f'Confident from {min_confidence:.2f} on' if min_confidence < 1 else 'Confident'}: "
+        f"{100 * answered.mean():.0f} % of them."
     )
     return 0
 

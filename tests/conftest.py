@@ -91,6 +91,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
         original, said = common / name, common / f"{name}.pickle"
         with FileLock(common / f"{name}.lock"):
             if not said.exists():
+                shutil.rmtree(original, ignore_errors=True)  # of a process in which it failed
                 original.mkdir()
                 said.write_bytes(pickle.dumps(make(original)))
         return original, pickle.loads(said.read_bytes())

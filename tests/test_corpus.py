@@ -19,11 +19,13 @@ from corpus.make_corpus import ANSWERED, NOTED, REFUSED, Case, encoded, make, mu
 from corpus.peak import peak_of
 
 import genre_detector
+import sound_faults
 from archives import is_audio_name
 from catalogue import read_catalogue
 from common import one_line
 from decoding import SAMPLE_RATE, SoundReader, decode
 from mp3_frames import survey
+from sound_faults import has_several_streams
 
 
 @pytest.fixture(scope="module")
@@ -190,11 +192,26 @@ def test_all_streams_of_a_recording_are_heard_or_said_not_to_be(tmp_path, monkey
     path.write_bytes(one * 2)
     both = decode(path)
     assert both.seconds == pytest.approx(2 * alone.seconds, abs=0.1)
-    assert both.notes == []
+    assert both.notes == ["several streams one after the other, whose damage can't be told"]
+    path.write_bytes(one + b"between two recordings" + one)
+    assert decode(path).seconds == pytest.approx(both.seconds, abs=0.1)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # no PyAV
     first = decode(path)
     assert first.seconds == alone.seconds
-    assert [note.split(",")[0] for note in first.notes] == ["several streams"]
+    assert "the others need requirements-formats.txt" in first.notes[0]
+
+
+def test_streams_that_play_at_once_are_not_several_in_turn(tmp_path, monkeypatch):
+    def page(flags: int, content: bytes = b"sound") -> bytes:
+        return b"OggS\0" + bytes([flags]) + bytes(20) + bytes([1, len(content)]) + content
+
+    path = tmp_path / "film.ogg"
+    path.write_bytes(page(2) + page(2) + page(0) * 3)
+    assert not has_several_streams(path)
+    path.write_bytes(page(2) + page(0) * 5 + page(2))
+    assert has_several_streams(path)
+    monkeypatch.setattr(sound_faults, "MOST_PAGES", 5)
+    assert not has_several_streams(path), "it looked at more pages than it should"
 
 
 def test_a_wav_that_can_not_be_searched_is_heard_from_its_start(tmp_path):

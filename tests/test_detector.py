@@ -109,10 +109,12 @@ def test_a_damaged_released_network_can_be_restored(models, tmp_path, monkeypatc
     monkeypatch.setattr(genre_detector, "__file__", str(tmp_path / "genre_detector.py"))
     shutil.copytree(models, tmp_path / "models")
     (tmp_path / "models" / "ecas_cnn" / "model.safetensors").write_bytes(b"cut off")
-    with pytest.raises(UserError, match=r"or restore the released networks: git checkout models$"):
+    with pytest.raises(UserError, match=r"or restore the released networks: git -C /.* checkout models$"):
         GenreDetector()
     with pytest.raises(UserError, match=r"run train_ecas_cnn\.py again$"):
         GenreDetector(models=tmp_path / "models")
+    with pytest.raises(UserError, match=r"try --device auto$"):
+        GenreDetector(device="abacus")
 
 
 def test_bad_usage_leaves_with_two(capsys, demo):

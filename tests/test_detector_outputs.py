@@ -24,6 +24,7 @@ import genre_detector
 from checkpoints import load_checkpoint, save_checkpoint
 from common import UserError
 from decoding import SoundReader, decode
+from detector_inputs import listen
 from detector_output import as_text, songs_done
 from detector_timeline import Section
 from detector_unlike import STEADY_BELOW, frame_correlation
@@ -75,6 +76,16 @@ def test_confident_is_a_matter_of_the_threshold(models, detector, songs):
     top = max(detector.predict(songs / "a.wav").probabilities.values())
     for threshold, confident in ((top - 1e-6, True), (top + 1e-6, False)):
         assert GenreDetector("fusion", models, "cpu", threshold).predict(songs / "a.wav").confident is confident
+
+
+def test_no_answer_reaches_a_threshold_of_one(detector, songs, monkeypatch):
+    heard = listen(songs / "a.wav")
+    analysis = detector.judge(heard)
+    certain = np.log(np.eye(10)[0] + 1e-300)
+    analysis = dataclasses.replace(analysis, song={**analysis.song, "fusion": certain}, padded=False)
+    for threshold, confident in ((1 - 1e-9, True), (1.0, False)):
+        monkeypatch.setattr(detector, "min_confidence", threshold)
+        assert detector.conclude("a.wav", heard, analysis).confident is confident
 
 
 def test_no_answer_to_less_than_a_window_is_confident_by_itself(detector, repo, tmp_path, monkeypatch):
@@ -256,7 +267,7 @@ def test_plot_goes_with_resume_and_replaces_nothing_of_others(detect, songs, tmp
         code, out, err = detect("--plot", other, songs / "a.wav")
         assert (code, out) == (1, "")
         assert err.endswith(
-            f"{other.name} is there already and is no picture of this detector's: choose another --plot\n"
+            f"{other.name} is there already and is no picture that this version made: choose another --plot\n"
         )
         assert other.read_bytes() == before
 

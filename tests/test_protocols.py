@@ -22,6 +22,7 @@ import train_fusion
 from catalogue import read_catalogue
 from checkpoints import load_checkpoint
 from common import UserError
+from figures import perfect_calibration_error
 from files import locked
 from protocols import ROUNDS, Pool, check_settings, is_scored, pooled, prepare_round, read_rounds, round_catalogue
 from tables import protocol_caption, protocol_tables
@@ -316,6 +317,8 @@ def test_pooled_figures():
     assert (low, high) == (0.5, 1)
     assert models["any member"]["mean"] == pytest.approx(5 / 6)
     assert models["fusion"]["without_rare"] == 1
+    by_song, by_answer = (perfect_calibration_error(outputs["fusion"], names) for names in (pool.tracks, np.arange(6)))
+    assert models["fusion"]["perfect_calibration_error"] == by_song != by_answer
     assert models["fusion"]["recall"] == {"p": 1, "q": 1, "r": 0.5}
     assert (result["songs"], result["different_songs"], result["best_member"]) == (6, 3, "a")
     assert result["fusion_against_best"]["difference"] == pytest.approx(1 / 6)

@@ -38,6 +38,17 @@ def test_extraction_makes_only_what_is_missing(pipeline, tmp_path, capsys):
     assert missing.read_bytes() == before
 
 
+def test_a_file_where_a_folder_should_be_is_named(tmp_path, capsys):
+    (tmp_path / "data").write_text("")
+    assert extract_features.main(["--data", str(tmp_path / "data")]) == 1
+    assert f"{tmp_path / 'data'}: not a folder" in one_line(capsys)
+
+
+def test_a_complaint_has_an_end(tmp_path, capsys):
+    assert extract_features.main(["--data", str(tmp_path / ("x" * 100_000))]) == 1
+    assert len(one_line(capsys)) < 11_000
+
+
 @pytest.mark.parametrize("gone", [True, False])
 def test_a_song_that_is_gone_or_changed_since_it_was_checked_is_named(pipeline, tmp_path, capsys, gone):
     data = copy_data(pipeline, tmp_path)
@@ -47,8 +58,8 @@ def test_a_song_that_is_gone_or_changed_since_it_was_checked_is_named(pipeline, 
     edit_metadata(data, lambda value: [song.update(path=path) for song in value["songs"] if song["track"] == track])
     (data / "processed" / "features.json").unlink()
     assert extract_features.main(["--data", str(data), "--workers", "1"]) == 1
-    said = f"{path} is gone or has changed since it was checked: run prepare_gtzan_data.py again; skipped"
-    assert one_line(capsys).endswith(said)
+    problem = "no such file" if gone else "has changed since it was checked"
+    assert one_line(capsys).endswith(f": {path}: {problem}: run prepare_gtzan_data.py again; skipped")
     assert track not in json.loads((data / "processed" / "features.json").read_text())["songs"]
 
 

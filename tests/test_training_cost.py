@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -217,6 +218,17 @@ def test_every_change_of_the_ablation_is_one():
         assert (runs == bases) == (change == "none"), change
     with pytest.raises(UserError, match="--recipe shar=1"):
         ablation.changed("train_ecas_cnn", "shar=1", "none", 20)
+
+
+def test_the_ablation_keeps_repeats_together_where_artists_are_not_known(mini_features, monkeypatch):
+    catalogue = read_catalogue(mini_features[0])
+    nobody = {track: dataclasses.replace(song, artist="") for track, song in catalogue.songs.items()}
+    tracks = sorted(catalogue.splits["train"])
+    pairs = list(zip(tracks[::2], tracks[1::2], strict=False))
+    monkeypatch.setattr(ablation, "read_repeats", lambda _: pairs)
+    for seed in range(3):
+        splits = ablation.new_split(dataclasses.replace(catalogue, songs=nobody), seed).splits
+        assert all(len({*pair} & {*splits["train"]}) in (0, 2) for pair in pairs)
 
 
 def test_the_benchmark_runs_and_goes_on(mini_features, run_script, tmp_path, capsys):

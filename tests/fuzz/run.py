@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from common import UserError, argument_parser, command, format_table, positive_int  # noqa: E402
+from common import UserError, argument_parser, command, format_table, path_name, positive_int  # noqa: E402
 
 INSTRUMENTED = (
     "archives", "catalogue", "checkpoints", "common", "detector_output", "detector_tags", "extract_features",
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="what is fuzzed; if not given, everything")
     parser.add_argument("--seconds", type=positive_int, default=120, metavar="S", help="for each target")
     parser.add_argument("--seed", type=positive_int, default=1, metavar="N", help="of libFuzzer")
-    parser.add_argument("--out", type=Path, default=Path("fuzzing"), metavar="OUT", help="folder of what it finds")
+    parser.add_argument("--out", type=path_name, default=Path("fuzzing"), metavar="OUT", help="folder of what it finds")
     args = parser.parse_args(argv)
     try:
         import atheris  # noqa: F401
