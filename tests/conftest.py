@@ -28,8 +28,8 @@ Runs = dict[str, subprocess.CompletedProcess[str]]  # by script name
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background: scripts would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
-# A real training, made small: half of all windows, networks of a tenth of their width
-QUICK = ("--epochs", 6, "--check-every", 3, "--width", 0.1, "--window", 64, "--share", 0.5, "--threads", 2)
+# A real training, made small: two fifths of all windows, networks of a tenth of their width
+QUICK = ("--epochs", 4, "--check-every", 2, "--width", 0.1, "--window", 64, "--share", 0.4, "--threads", 2)
 
 
 @dataclass(frozen=True)

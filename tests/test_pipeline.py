@@ -110,9 +110,9 @@ def test_a_training_writes_its_four_files(pipeline, catalogue, name):
     files = ["best.safetensors", "latest.safetensors", "log.jsonl", "model.safetensors"]
     assert sorted(path.name for path in folder.iterdir()) == files
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    assert [record["epoch"] for record in records] == list(range(6))
+    assert [record["epoch"] for record in records] == list(range(4))
     assert all(np.isfinite(record["loss"]) for record in records)
-    assert [("val_accuracy" in record) for record in records] == [False, False, True] * 2
+    assert [("val_accuracy" in record) for record in records] == [False, True] * 2
     tensors, meta = load_checkpoint(folder / "model.safetensors", "")
     assert all("float16" in str(t.dtype) for t in tensors.values() if t.is_floating_point())
     assert meta["genres"] == GENRES

@@ -196,7 +196,7 @@ def test_rounds_of_refitted_networks_calibrate_their_fusion(mini_features, used,
     command += ["--results", str(results), "--training"]
     assert evaluate.main([*command, f"{training} --refit 1"]) == 0
     told = capsys.readouterr().out
-    assert "6 epochs; " in told
+    assert "4 epochs; " in told
     assert "1 more epochs on training and validation songs" in told
     pool = read_rounds([runs / "artist_0"])
     assert pool.validation == {}
