@@ -231,18 +231,16 @@ def read_index(path: Path) -> dict[str, str]:
 
 def _extract(track: str, audio: Path, sha256: str, targets: dict[str, Path]) -> tuple[str, str | None]:
     """Write one song's feature files; the problem if that can't be done or the file isn't the one of that hash."""
-
-    def check() -> None:
-        problem = no_file(audio) or ("has changed since it was checked" if file_sha256(audio) != sha256 else "")
-        if problem:
-            raise UserError(f"{audio}: {problem}: run prepare_gtzan_data.py again")
-
+    problem = None
     try:
-        check()  # first: what is no longer the song may not be decodable
         features = song_features(SoundReader(audio))
-        check()
     except UserError as error:
-        return track, str(error)
+        problem = str(error)
+    # After decoding, which is then known to have been of this file; what is no longer the song may not be decodable
+    if not_it := no_file(audio) or ("has changed since it was checked" if file_sha256(audio) != sha256 else ""):
+        problem = f"{audio}: {not_it}: run prepare_gtzan_data.py again"
+    if problem:
+        return track, problem
     for kind, path in targets.items():
         write_array(path, features[kind])
     return track, None

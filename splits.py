@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from catalogue import SPLITS, Catalogue, Song, artist_key, artist_names, split_sums
+from catalogue import SPLITS, Song, artist_key, artist_names, split_sums
 from common import UserError
 
 TRIES = 40  # seeded starts, of which the most even result counts
@@ -33,16 +33,19 @@ def linked_groups(count: int, keys: Sequence[str], pairs: Iterable[tuple[int, in
 
 def repeat_groups(tracks: Sequence[str], repeats: Iterable[tuple[str, str]]) -> dict[str, int]:
     """The number of each track's group: tracks that repeat each other, directly or through others, share one."""
-    place = {track: index for index, track in enumerate(tracks)}
-    pairs = [(place[first], place[second]) for first, second in repeats]
-    return dict(zip(tracks, linked_groups(len(tracks), [""] * len(tracks), pairs).tolist(), strict=True))
+    return dict(zip(tracks, track_groups(tracks, [""] * len(tracks), repeats).tolist(), strict=True))
 
 
-def track_groups(catalogue: Catalogue, tracks: Sequence[str], repeats: Iterable[tuple[str, str]]) -> np.ndarray:
-    """Number the groups of tracks that stay together, by artist or as ``repeats`` of each other: int (tracks,)."""
+def track_groups(tracks: Sequence[str], keys: Sequence[str], repeats: Iterable[tuple[str, str]]) -> np.ndarray:
+    """Number the groups of tracks that stay together, by a key or as ``repeats`` of each other: int (tracks,)."""
     place = {track: index for index, track in enumerate(tracks)}
-    pairs = [(place[first], place[second]) for first, second in repeats if {first, second} <= place.keys()]
-    return linked_groups(len(tracks), [artist_key(catalogue.songs[track].artist) for track in tracks], pairs)
+    return linked_groups(len(tracks), keys, [(place[first], place[second]) for first, second in repeats])
+
+
+def repeats_among(tracks: Iterable[str], repeats: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Those pairs of which both are among the tracks."""
+    here = {*tracks}
+    return [pair for pair in repeats if here.issuperset(pair)]
 
 
 def share_out(labels: np.ndarray, groups: np.ndarray, fractions: Sequence[float], seed: int) -> np.ndarray:
@@ -204,9 +207,8 @@ def split_songs(
     of another list or share an artist by joint credit across the border of the test songs.
     """
     usable = [song for song in songs if song.verdict == "ok"]
-    place = {song.track: index for index, song in enumerate(usable)}
-    pairs = [(place[first], place[second]) for first, second in repeats]
-    group_of = repeat_groups([*place], repeats)
+    tracks = [song.track for song in usable]
+    group_of = repeat_groups(tracks, repeats)
     dropped: list[str] = []
     if method == "fault_filtered":
         if listed is None:
@@ -217,7 +219,7 @@ def split_songs(
         genres = sorted({song.genre for song in usable})
         labels = np.array([genres.index(song.genre) for song in usable])
         keys = [artist_key(song.artist) if method == "artist" else "" for song in usable]
-        groups = linked_groups(len(usable), keys, pairs)
+        groups = track_groups(tracks, keys, repeats)
         if fold:
             part = split_fold(labels, groups, *fold, val, seed)
         else:

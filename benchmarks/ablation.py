@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from recipes import Row, check_rows, fingerprint, read_recipe, read_rows, recipe_text, write_rows
 from rivals import ALIKE
 
-from catalogue import Catalogue, read_catalogue, read_repeats
+from catalogue import Catalogue, artist_key, read_catalogue, read_repeats
 from common import argument_parser, command, format_table, path_name, positive_int, versions_line
 from extract_model_features import MEMBERS
 from files import write_text
@@ -101,10 +101,11 @@ FIELDS = (
 
 def new_split(catalogue: Catalogue, seed: int) -> Catalogue:
     """The training and validation songs shared out again, 4 to 1, artists and repeats together; no test songs."""
-    from splits import share_out, track_groups
+    from splits import repeats_among, share_out, track_groups
 
     tracks = sorted(catalogue.splits["train"] + catalogue.splits["val"])
-    groups = track_groups(catalogue, tracks, read_repeats(catalogue))
+    artists = [artist_key(catalogue.songs[track].artist) for track in tracks]
+    groups = track_groups(tracks, artists, repeats_among(tracks, read_repeats(catalogue)))
     part = share_out(catalogue.labels(tracks), groups, (0.8, 0.2), seed)
     splits = {name: [t for t, p in zip(tracks, part, strict=True) if p == i] for i, name in enumerate(("train", "val"))}
     return dataclasses.replace(catalogue, splits={**splits, "test": []})

@@ -5,8 +5,8 @@ What takes long to make is made by the first of several test processes that asks
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
 import shutil
 import signal
 import subprocess
@@ -24,7 +24,7 @@ import genre_detector
 from genre_detector import GenreDetector
 
 ROOT = Path(__file__).resolve().parents[1]
-Runs = dict[str, subprocess.CompletedProcess[str]]  # by script name
+Runs = dict[str, str]  # what each script printed
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background: scripts would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -88,13 +88,13 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
     common = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
     def folder(name: str, make: Callable[[Path], Runs]) -> tuple[Path, Runs]:
-        original, said = common / name, common / f"{name}.pickle"
+        original, said = common / name, common / f"{name}.json"
         with FileLock(common / f"{name}.lock"):
             if not said.exists():
                 shutil.rmtree(original, ignore_errors=True)  # of a process in which it failed
                 original.mkdir()
-                said.write_bytes(pickle.dumps(make(original)))
-        return original, pickle.loads(said.read_bytes())
+                said.write_text(json.dumps(make(original)), encoding="utf-8")
+        return original, json.loads(said.read_text(encoding="utf-8"))
 
     return folder
 
@@ -118,7 +118,7 @@ def mini_features(mini_source, made_once, run_script, tmp_path_factory) -> tuple
 
     def make(folder: Path) -> Runs:
         options = ("--data", folder / "data", "--workers", 2)
-        return {name: run_script(name, *options, *args) for name, args in commands.items()}
+        return {name: run_script(name, *options, *args).stdout for name, args in commands.items()}
 
     made, runs = made_once("features", make)
     return shutil.copytree(made / "data", tmp_path_factory.mktemp("features") / "data"), runs
@@ -141,7 +141,7 @@ def pipeline(mini_source, mini_features, made_once, run_script, tmp_path_factory
 
     def make(folder: Path) -> Runs:
         shutil.copytree(mini_features[0], folder / "data")
-        return {name: run_script(name, "--data", "data", *args, cwd=folder) for name, args in commands.items()}
+        return {name: run_script(name, "--data", "data", *args, cwd=folder).stdout for name, args in commands.items()}
 
     made, runs = made_once("pipeline", make)
     folder = shutil.copytree(made, tmp_path_factory.mktemp("pipeline") / "all")

@@ -30,7 +30,6 @@ from detector_timeline import Section
 from detector_unlike import STEADY_BELOW, frame_correlation
 from extract_features import song_features
 from genre_detector import GenreDetector, Prediction
-from predict import calibrated, confidence_threshold, is_confident, wilson_interval
 
 GENRES = list("abcdefghij")
 
@@ -47,29 +46,6 @@ def songs(tmp_path: Path, repo: Path) -> Path:
 
 
 # ---------------------------------------------------------------- confidence
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.floats(0.3, 1))
-def test_the_threshold_is_the_lowest_that_holds_its_promise(seed, count, wanted):
-    rng = np.random.default_rng(seed)
-    outputs, labels = calibrated(rng.normal(0, 2, (count, 4))), rng.integers(0, 4, count)
-    top, right = np.exp(outputs).max(axis=1), outputs.argmax(axis=1) == labels
-    threshold = confidence_threshold(outputs, labels, wanted)
-    answered = is_confident(top, threshold)
-    assert not answered.any() or right[answered].mean() >= wanted
-    lower = [right[top >= t] for t in top if t < threshold]
-    assert all(wilson_interval(answers.sum(), len(answers))[0] < wanted for answers in lower)
-
-
-def test_a_threshold_by_hand():
-    """The 95 % interval of 35 right answers in 35 begins at 0.901, that of 34 in 34 at 0.898."""
-    top = np.linspace(0.6, 0.95, 36)
-    outputs, labels = np.log(np.stack([top, 1 - top], axis=1)), np.array([1] + [0] * 35)
-    assert confidence_threshold(outputs, labels) == pytest.approx(top[1])
-    assert confidence_threshold(outputs[:-1], labels[:-1]) == 1
-    assert is_confident(np.array([top[1], top[0]]), top[1]).tolist() == [True, False]
-    assert not is_confident(1.0, 1.0), "no threshold holds, so that nothing is confident, not even what is certain"
-    assert confidence_threshold(outputs, labels, 0.8) == pytest.approx(top[0])
 
 
 def test_confident_is_a_matter_of_the_threshold(models, detector, songs):

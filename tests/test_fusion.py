@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from catalogue import Catalogue, Song
 from common import UserError
 from figures import accuracy_without, bootstrap_difference, calibration_error, mcnemar, perfect_calibration_error
-from predict import calibrated, class_accuracies, fit_temperature, wilson_interval
+from predict import calibrated, class_accuracies, confidence_threshold, fit_temperature, is_confident, wilson_interval
 from tables import percent, with_tables
 from train_fusion import (
     CANDIDATES,
@@ -206,6 +206,29 @@ def test_calibration_error_by_chance():
     assert thrice == pytest.approx(few), "more answers about the same songs are no more songs"
     apart = np.array([[0.8, 0.2], [0.2, 0.8]] * 25)
     assert perfect_calibration_error(apart, np.repeat(np.arange(25), 2)) == pytest.approx(few), "nor if they differ"
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.floats(0.3, 1))
+def test_the_threshold_is_the_lowest_that_holds_its_promise(seed, count, wanted):
+    rng = np.random.default_rng(seed)
+    outputs, labels = calibrated(rng.normal(0, 2, (count, 4))), rng.integers(0, 4, count)
+    top, right = np.exp(outputs).max(axis=1), outputs.argmax(axis=1) == labels
+    threshold = confidence_threshold(outputs, labels, wanted)
+    answered = is_confident(top, threshold)
+    assert not answered.any() or right[answered].mean() >= wanted
+    lower = [right[top >= t] for t in top if t < threshold]
+    assert all(wilson_interval(answers.sum(), len(answers))[0] < wanted for answers in lower)
+
+
+def test_a_threshold_by_hand():
+    """The 95 % interval of 35 right answers in 35 begins at 0.901, that of 34 in 34 at 0.898."""
+    top = np.linspace(0.6, 0.95, 36)
+    outputs, labels = np.log(np.stack([top, 1 - top], axis=1)), np.array([1] + [0] * 35)
+    assert confidence_threshold(outputs, labels) == pytest.approx(top[1])
+    assert confidence_threshold(outputs[:-1], labels[:-1]) == 1
+    assert is_confident(np.array([top[1], top[0]]), top[1]).tolist() == [True, False]
+    assert not is_confident(1.0, 1.0), "no threshold holds, so that nothing is confident, not even what is certain"
+    assert confidence_threshold(outputs, labels, 0.8) == pytest.approx(top[0])
 
 
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])

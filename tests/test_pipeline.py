@@ -76,7 +76,7 @@ def one_line(capsys) -> str:
 
 def test_each_script_says_which_comes_next(pipeline):
     names = list(pipeline.runs)
-    said = {name: run.stdout.splitlines()[-1] for name, run in pipeline.runs.items() if "\nnext: " in run.stdout}
+    said = {name: out.splitlines()[-1] for name, out in pipeline.runs.items() if "\nnext: " in out}
     assert list(said) == [name for name in names if name != "evaluate.py"]
     for name, line in said.items():
         assert line.startswith("next: ")
@@ -118,7 +118,7 @@ def test_a_training_writes_its_four_files(pipeline, catalogue, name):
     assert meta["genres"] == GENRES
     assert meta["split"] == catalogue.split
     assert meta["temperature"] > 0
-    output = pipeline.runs[f"train_{'bigru_cnn' if name == 'cnn_bigru' else name}.py"].stdout
+    output = pipeline.runs[f"train_{'bigru_cnn' if name == 'cnn_bigru' else name}.py"]
     assert f"{100 * meta['validation_accuracy']:.1f}" in output
     assert f"{100 * meta['label_conditioned_composite']:.1f}" in output
 
@@ -151,7 +151,7 @@ def test_fusion_features_have_896_places(pipeline, catalogue):
     provenance = json.loads((folder / "provenance.json").read_text())
     assert provenance["sizes"] == MEMBERS
     assert provenance["held_out"] == {"train": False, "val": True, "test": True}
-    table = pipeline.runs["create_cleaned_features.py"].stdout.splitlines()
+    table = pipeline.runs["create_cleaned_features.py"].splitlines()
     assert table[-2].split() == ["all", "896", str((~kept).sum()), str(kept.sum())]
 
 
@@ -223,7 +223,7 @@ def test_evaluation_figures_follow_from_the_predictions(pipeline, catalogue, eva
     sure = evaluation["models"]["fusion"]["test"]["confident"]
     assert 0 <= sure["right"] <= sure["answers"] <= len(rows)
     assert len(list(pipeline.results.iterdir())) == 7
-    output = pipeline.runs["evaluate.py"].stdout
+    output = pipeline.runs["evaluate.py"]
     fusion = evaluation["models"]["fusion"]
     assert f"{100 * fusion['test']['song_accuracy']:.1f}" in next(x for x in output.splitlines() if x[:6] == "fusion")
     assert "validation, %" in output
