@@ -19,7 +19,7 @@ from pathlib import Path, PureWindowsPath
 from typing import IO
 
 from common import UserError, complain, progress
-from files import file_sha256, read_json, write_json
+from files import PART, file_sha256, read_json, write_json
 
 AUDIO_SUFFIXES = frozenset({".wav", ".au", ".mp3", ".ogg", ".flac", ".aiff", ".aif", ".opus", ".m4a"})
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -94,7 +94,7 @@ def extract_songs(archive: Path, target: Path, limits: Limits | None) -> None:
         if read_json(target / MARKER, "prepare_gtzan_data.py", "sha256")["sha256"] != digest:
             raise UserError(f"{target} holds the songs of another archive: delete it, then run this again")
         return
-    partial = target.with_name(f".{target.name}.part")
+    partial = target.with_name(f".{target.name}{PART}")
     shutil.rmtree(partial, ignore_errors=True)
     made = not partial.parent.exists()
     try:

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 
 import torch
 
-import extract_features
-
 MEL_OF_1_KHZ = 38  # the band where Slaney's mel scale turns from linear to logarithmic, of 128 up to 11,025 Hz
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How strong each change is; 0 switches it off. Levels are in standard deviations of the song's log-mel."""
+    """How strong each change is; 0 switches it off. Levels are in standard deviations of the song's log-mel.
+
+    Masks are those of SpecAugment (Park et al., Interspeech 2019).
+    """
 
     tempo: float = 0.22  # time axis stretched by up to +-22 %
     pitch_bands: float = 2.2  # up to +-2.2 mel bands, +-6 %
@@ -29,11 +30,6 @@ class Augmentation:
     band_limit_chance: float = 0.25  # of losing all above 2-9 kHz, as in old recordings and low bit rates
     low_cut_chance: float = 0.1  # of losing the lowest bands, as on small loudspeakers
     mask_chance: float = 0.5  # of one block of time, and of one block of bands, set to the song's mean
-
-
-def dct_basis(n_mfcc: int, n_mels: int) -> torch.Tensor:
-    """The basis of the stored MFCCs, float32 (n_mfcc, n_mels), as a tensor."""
-    return torch.from_numpy(extract_features.dct_basis(n_mfcc, n_mels))
 
 
 def cut_windows(
@@ -71,7 +67,7 @@ def change_windows(windows: torch.Tensor, how: Augmentation, basis: torch.Tensor
     Parameters
     ----------
     windows : float32 (windows, frames, bins), normalised log-mels, or MFCCs if ``basis`` is given
-    basis : float32 (n_mfcc, n_mels) of ``dct_basis``
+    basis : float32 (n_mfcc, n_mels) of ``extract_features.dct_basis``
 
     Returns
     -------
@@ -114,9 +110,9 @@ def change_windows(windows: torch.Tensor, how: Augmentation, basis: torch.Tensor
 
 
 def mixup(windows: torch.Tensor, alpha: float) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Blend each window with another of its batch (Zhang et al., mixup, ICLR 2018).
+    """Blend each of some windows (windows, frames, bins) with another (Zhang et al., mixup, ICLR 2018).
 
-    Returns the blend, the partner's index int64 (windows,) and the share of the first.
+    Returns the blend, shaped alike, the partner's index int64 (windows,) and the share of the first.
     """
     partner = torch.randperm(len(windows), device=windows.device)
     if alpha < 1e-3:  # hardly anything is blended then, and sampling breaks down

@@ -45,9 +45,18 @@ class Catalogue:
     data: Path
 
     def audio_path(self, track: str) -> Path:
+        """The file with a track's sound."""
         return self.data / self.songs[track].path  # an absolute path stands for itself
 
+    def contents(self) -> dict[str, str]:
+        """SHA-256 of what the training and the validation songs hold, by which a network knows its songs again."""
+        return {
+            split: hashlib.sha256("".join(self.songs[t].sha256 for t in self.splits[split]).encode()).hexdigest()
+            for split in ("train", "val")
+        }
+
     def label(self, track: str) -> int:
+        """The class number of a track: the place of its genre."""
         return self.genres.index(self.songs[track].genre)
 
     def labels(self, tracks: Iterable[str]) -> np.ndarray:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 CHECKPOINT_FORMAT = 2
-WITHOUT_SUM = 1  # a format that is still read
 
 
 def save_checkpoint(path: Path, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
@@ -67,9 +66,9 @@ def load_checkpoint(path: Path, made_by: str) -> tuple[dict[str, torch.Tensor], 
             texts = file.metadata() or {}
             meta = json.loads(texts["music_genre_fusion"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        if meta["format"] not in (CHECKPOINT_FORMAT, WITHOUT_SUM):
+        if meta["format"] != CHECKPOINT_FORMAT:
             raise ValueError(f"format {meta['format']}, this code reads {CHECKPOINT_FORMAT}")
-        if meta["format"] != WITHOUT_SUM and texts["sha256"] != content_sum(texts["music_genre_fusion"], tensors):
+        if texts["sha256"] != content_sum(texts["music_genre_fusion"], tensors):
             raise ValueError("its content is not that of its SHA-256 sum")
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():
@@ -84,18 +83,15 @@ def load_checkpoint(path: Path, made_by: str) -> tuple[dict[str, torch.Tensor], 
 
 def check_fit(network: nn.Module, tensors: Mapping[str, torch.Tensor], where: Path) -> None:
     """Raise UserError unless saved tensors have the names, shapes and kinds of numbers of a network's."""
-    own = network.state_dict()
-    problem = ""
-    for name in sorted({*own, *tensors}):
-        if name not in tensors:
-            problem = f"it lacks {name}"
-        elif name not in own:
-            problem = f"{name} is not the network's"
-        elif tensors[name].shape != own[name].shape:
-            problem = f"{name} is {list(tensors[name].shape)}, not {list(own[name].shape)}"
-        elif tensors[name].is_floating_point() != own[name].is_floating_point() or tensors[name].is_complex():
-            problem = f"{name} is {tensors[name].dtype}, not {own[name].dtype}"
-        if problem:
+
+    def form(tensor: torch.Tensor) -> str:
+        kind = "complex" if tensor.is_complex() else "real" if tensor.is_floating_point() else "whole"
+        return f"{list(tensor.shape)} of {kind} numbers"
+
+    saved, own = ({name: form(t) for name, t in values.items()} for values in (tensors, network.state_dict()))
+    for name in sorted({*own, *saved}):
+        if saved.get(name) != own.get(name):
+            problem = f"{name} is {saved.get(name, 'absent')}, the network's {own.get(name, 'absent')}"
             raise UserError(f"{where} doesn't fit the network ({problem}): train it again")
 
 

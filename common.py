@@ -11,7 +11,6 @@ import io
 import math
 import os
 import re
-import shlex
 import sys
 import threading
 import time
@@ -40,12 +39,27 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         return action.help if action.default in (None, "", []) else super()._get_help_string(action)
 
 
-def fraction(text: str) -> float:
-    """An argparse type: a number from 0 to 1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
+def number(kind: type[int] | type[float], least: float = 0, most: float = math.inf) -> Callable[[str], Any]:
+    """An argparse type: a number of a kind, ``least`` to ``most``, neither NaN nor infinite."""
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text} is no {'whole ' * (kind is int)}number") from None
+        if not least <= value <= most or value == math.inf:  # NaN is in no range
+            end = "finite" if most == math.inf else f"at most {most:.10g}"
+            raise argparse.ArgumentTypeError(f"must be at least {least:.10g} and {end}")
+        return value
+
+    return read
+
+
+fraction = number(float, 0, 1)
+seconds = number(float, 0, 1e6)
+positive_int = number(int, 1)
+seed_number = number(int, 0, 2**32 - 1)  # what every library takes for a seed
+thread_count = number(int, 1, MAX_THREADS)
 
 
 def path_name(text: str) -> Path:
@@ -53,39 +67,6 @@ def path_name(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("a name is needed, this one is empty")
     return Path(text)
-
-
-def seconds(text: str) -> float:
-    """An argparse type: a number of seconds, 0 to a million."""
-    value = float(text)
-    if not 0 <= value <= 1e6:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1000000")
-    return value
-
-
-def whole_number(text: str, least: int = 0, most: float = math.inf) -> int:
-    """An argparse type: a whole number of at least 0."""
-    value = int(text)
-    if value < least:
-        raise argparse.ArgumentTypeError(f"{text} is not at least {least}")
-    if value > most:
-        raise argparse.ArgumentTypeError(f"{text} is more than {most}")
-    return value
-
-
-def positive_int(text: str) -> int:
-    """An argparse type: a whole number of at least 1."""
-    return whole_number(text, 1)
-
-
-def seed_number(text: str) -> int:
-    """An argparse type: a whole number below 2^32, which is what every library takes for a seed."""
-    return whole_number(text, 0, 2**32 - 1)
-
-
-def thread_count(text: str) -> int:
-    """An argparse type: a number of threads that libraries take."""
-    return whole_number(text, 1, MAX_THREADS)
 
 
 _SHARED_OPTIONS: dict[str, dict[str, Any]] = {
@@ -107,9 +88,9 @@ _SHARED_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def argument_parser(description: str | None, *shared: str) -> argparse.ArgumentParser:
+def argument_parser(description: str | None, *shared: str, add_help: bool = True) -> argparse.ArgumentParser:
     """A parser described by a script's docstring, with the named shared options (``"--data"``, ``"--seed"``...)."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=_HelpFormatter)
+    parser = argparse.ArgumentParser(description=description, formatter_class=_HelpFormatter, add_help=add_help)
     for name in shared:
         parser.add_argument(name, **_SHARED_OPTIONS[name])
     return parser
@@ -130,7 +111,8 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
             after = re.search(r"^Next +(.*)$", main.__globals__["__doc__"] or "", re.MULTILINE)
             one_of_many = os.environ.get("RANK", "0") != "0"  # processes that train together
             if code == 0 and after and not one_of_many:
-                print(f"next: {after[1]}{_data_option(argv)}")
+                folders = [name for name in ("--data", "--models") if _is_given(name, argv)]
+                print(f"next: {after[1]}" + f" ({' and '.join(folders)} as here, where it takes them)" * bool(folders))
             return code
         except UserError as error:
             complain(str(error))
@@ -152,12 +134,10 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
     return wrapped
 
 
-def _data_option(argv: Sequence[str] | None) -> str:
-    """ " --data DIR" if that was given, for the next script."""
+def _is_given(option: str, argv: Sequence[str] | None) -> bool:
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--data")
-    data = parser.parse_known_args(argv)[0].data
-    return "" if data is None else f" --data {shlex.quote(data)}"
+    parser.add_argument(option, dest="value")
+    return parser.parse_known_args(argv)[0].value is not None
 
 
 def _open_standard_streams() -> None:
@@ -201,9 +181,14 @@ def complain(message: str) -> None:
 
 def one_line(text: str) -> str:
     """Text with everything spelled out that breaks a line, drives a terminal or is no valid Unicode."""
-    return "".join(
-        sign if sign.isprintable() or unicodedata.category(sign) == "Zs" else ascii(sign)[1:-1] for sign in text
-    )
+    return "".join(sign if _stays_in_line(sign) else ascii(sign)[1:-1] for sign in text)
+
+
+def _stays_in_line(sign: str) -> bool:
+    """Letters, signs, spaces, and what joins or parts letters; nothing that turns the direction of a line."""
+    if sign.isprintable() or unicodedata.category(sign) == "Zs":
+        return True
+    return unicodedata.category(sign) == "Cf" and unicodedata.bidirectional(sign) in ("BN", "L", "R", "AL")
 
 
 def workers_end_with_us(workers: int, jobs: int) -> dict[str, Any]:
@@ -235,7 +220,7 @@ def progress(iterable: Iterable[Any], description: str, total: int | None = None
 
 def format_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Plain text columns: the first flush left, the others flush right."""
-    cells = [[str(cell) for cell in row] for row in [header, *rows]]
+    cells = [[one_line(str(cell)) for cell in row] for row in [header, *rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = []
     for row in cells:
@@ -247,10 +232,10 @@ def format_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide a result, saved with every result."""
+    """Versions of Python and of the libraries that decide a result, or what it is tested against."""
     import importlib.metadata  # a tenth of the time that --help takes
 
-    names = ("torch", "librosa", "numpy", "scikit-learn", "soundfile", "soxr")
+    names = ("torch", "librosa", "numpy", "scipy", "scikit-learn", "soundfile", "soxr")
     return {"python": sys.version.split()[0], **{name: importlib.metadata.version(name) for name in names}}
 
 

@@ -43,7 +43,7 @@ def _run(args: argparse.Namespace) -> int:
     try:
         selector = VarianceThreshold(args.threshold).fit(np.concatenate(learned))
         cleaned = {split: selector.transform(array) for split, array in features.items()}
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         problem = f"the features can't be cleaned ({error})"
         raise UserError(f"{problem}: try a smaller --threshold, or run {maker} again") from None
     kept = selector.get_support()

@@ -25,6 +25,7 @@ MIN_RATE = 1000  # Hz; less can hold no music, and would make an hour of every m
 LOUDEST = 1e12  # times full scale; the squares of more overflow
 BLOCK_FRAMES = 1 << 16  # samples a channel that are decoded at a time
 READ_FRAMES = 1 << 12  # that are asked for at once: so many are lost where a file breaks off
+LEAST_GAP = 0.1  # seconds; shorter jumps of frames' times are rounding
 AV_SUFFIXES = frozenset({".m4a", ".mp4", ".aac", ".wma"})  # what libsndfile doesn't read and PyAV does
 
 
@@ -38,9 +39,9 @@ class SoundReader:
     start, duration : seconds; the part of the file to read (None: to its end)
 
     After iteration ``rate`` is the file's own rate in Hz, ``seconds`` the length read and ``notes`` what had to be
-    mended: samples that are not finite become 0; a file that breaks off is used as far as it goes; broken places in mp3
-    and ogg are left out; of a file longer than three hours the rest is left out; of an Ogg file further streams are
-    heard with PyAV, if they are like the first in rate, channels and codec.
+    mended: samples that are not finite become 0; a file that breaks off is used as far as it goes; broken places in
+    mp3, ogg and what PyAV reads are left out; of a file longer than three hours the rest is left out; of an Ogg file
+    further streams are heard with PyAV, if they are like the first in rate, channels and codec.
 
     Raises
     ------
@@ -50,6 +51,7 @@ class SoundReader:
     def __init__(self, path: Path, start: float = 0.0, duration: float | None = None):
         self.path, self.start, self.duration = path, start, duration
         self.rate, self.seconds, self.notes = 0, 0.0, list[str]()
+        self._lost = 0.0  # seconds that PyAV skipped
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for name, value in (("start", self.start), ("duration", self.duration)):
@@ -171,7 +173,7 @@ class SoundReader:
                 wanted = None if self.duration is None else round(self.duration * self.rate)
                 pending: list[np.ndarray] = []
                 resampler = av.AudioResampler(format="fltp", layout=stream.layout, rate=self.rate)
-                frames = itertools.chain(container.decode(stream), [None])  # None flushes the resampler
+                frames = itertools.chain(self._counting_gaps(container.decode(stream)), [None])  # which flushes
                 for piece in itertools.chain.from_iterable(map(resampler.resample, frames)):
                     mono = piece.to_ndarray().mean(axis=0, dtype=np.float32)[skip:]
                     skip -= min(skip, piece.samples)
@@ -187,8 +189,19 @@ class SoundReader:
             if not read:
                 raise ValueError(_reason(error)) from None
             self._breaks_off(read / self.rate, error)
+        if self._lost:
+            self.notes.append(f"{self._lost:.1f} s in between can't be decoded and are left out")
         if read:
             yield np.concatenate(pending) if pending else np.zeros(0, dtype=np.float32)
+
+    def _counting_gaps(self, frames: Iterable[Any]) -> Iterator[Any]:
+        """PyAV's frames of sound; where their times jump ahead, sound between them could not be decoded."""
+        end = None
+        for frame in frames:
+            if frame.time is not None and end is not None and frame.time - end > LEAST_GAP:
+                self._lost += frame.time - end
+            end = None if frame.time is None else frame.time + frame.samples / frame.rate
+            yield frame
 
     def _breaks_off(self, seconds: float, error: Exception) -> None:
         self.notes.append(f"breaks off after {seconds:.1f} s ({_reason(error)})")

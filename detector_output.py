@@ -95,7 +95,7 @@ def as_record(path: str, answer: Prediction | UserError, run: dict[str, Any]) ->
         "path": path,
         "size": answer.size,
         "mtime": answer.mtime,
-        **{key: value for key, value in answer.as_json().items() if key != "path"},
+        **answer.as_json(),
         "confident": answer.confident,
         "unlike_music": answer.unlike_music,
         "sounds_like": answer.sounds_like,
@@ -239,17 +239,11 @@ class CsvWriter(Writer):
         self.rows.writeheader()
 
     def add(self, path: str, answer: Prediction | UserError) -> None:
-        row: dict[str, Any] = {"schema": SCHEMA, "path": printable(path)}
-        if isinstance(answer, UserError):
-            row["error"] = printable(str(answer))
-        else:
-            row |= {
-                "duration_s": round(answer.duration_s, 3),
-                "windows": answer.windows,
-                "genre": answer.genre,
-                "confident": str(answer.confident).lower(),
-                "unlike_music": str(answer.unlike_music).lower(),
-                **{f"p_{genre}": f"{p:.6f}" for genre, p in answer.probabilities.items()},
-            }
-        self.rows.writerow(row)
+        record = as_record(path, answer, self.run)
+        record |= {f"p_{genre}": f"{p:.6f}" for genre, p in record.get("probabilities", {}).items()}
+        self.rows.writerow({name: _cell(record[name]) for name in self.rows.fieldnames if name in record})
         self.stream.flush()
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, bool) else printable(value) if isinstance(value, str) else value

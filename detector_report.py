@@ -74,7 +74,7 @@ class Report:
 
 def check_target(path: Path) -> None:
     """Raise UserError if ``path`` is something else than an earlier report."""
-    check_replaceable(path, lambda start: MARK.encode() in start, "report", "--report")
+    check_replaceable(path, MARK, "report", "--report")
 
 
 def page(songs: list[dict[str, Any]], genres: list[str], run: dict[str, Any], home: Path) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common import UserError
+from files import PART
 
 
 def check_installed() -> None:
@@ -36,10 +37,12 @@ def write_genre(path: Path, genre: str) -> None:
     UserError where that fails; the file is then as it was.
     """
     target = path.resolve()  # behind a link it is the file that changes, not the link
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.stem[:80]}.", suffix=f".part{path.suffix}", dir=target.parent)
-    os.close(descriptor)
-    copy = Path(name)
+    copy = None
     try:
+        prefix, suffix = f".{path.stem[:80]}.", f"{PART}{path.suffix}"
+        descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=target.parent)
+        os.close(descriptor)
+        copy = Path(name)
         shutil.copy2(path, copy)
         audio, key = _open(copy)
         length = audio.info.length
@@ -61,7 +64,8 @@ def write_genre(path: Path, genre: str) -> None:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: its tags can't be written ({reason}); the file is as it was") from None
     finally:
-        copy.unlink(missing_ok=True)
+        if copy is not None:
+            copy.unlink(missing_ok=True)
 
 
 def _open(path: Path) -> tuple[Any, str]:

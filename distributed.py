@@ -2,11 +2,10 @@
 
 They talk by gloo on CPU, by nccl on CUDA. Every process (a rank) draws the same windows of an epoch and takes its
 share of each batch: ``--batch-size`` and ``--threads`` are totals. DistributedDataParallel averages the gradients,
-each rank's loss weighted by the size of its share, so that a step is what one process makes of the whole batch, but
-for what is drawn at random within it (augmentation, partners in mixup, dropout) and for batch normalisation. That is
-plain: each rank normalises by its own share, because torch's SyncBatchNorm has no CPU implementation and a run should
-not depend on the kind of device. The running statistics are averaged over ranks at every step rather than taken from
-rank 0: so they rest on the whole batch.
+each rank's loss weighted by the size of its share. A step is that of one process on the whole batch, with two
+exceptions: what is drawn at random (augmentation, partners in mixup, dropout), and batch normalisation, which each rank
+does on its own share. torch's SyncBatchNorm has no CPU implementation, and a run should not depend on the kind of
+device. The running statistics are averaged over ranks at every step, so that they rest on the whole batch.
 
 Rank 0 alone looks at the validation songs, applies the rules, writes and prints; the others take its word for it.
 """

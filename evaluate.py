@@ -54,6 +54,7 @@ from common import (
     progress,
 )
 from detector_inputs import listen
+from extract_model_features import check_split
 from figures import RARE, draw_confusion, draw_reliability, song_figures
 from files import file_sha256, locked, whole_file, write_json, write_text
 from genre_detector import FUSION, Analysis, GenreDetector
@@ -62,6 +63,7 @@ from song_lists import read_artists
 from tables import COMPOSITE, caption, markdown, percent, protocol_caption, protocol_tables, tables, with_tables
 from unseen import read_seen, unseen_songs
 
+Outputs = dict[str, tuple[np.ndarray, np.ndarray]]  # probabilities and labels by kind of songs
 SPLIT_WORDS = {"val": "validation songs", "test": "test songs"}
 
 
@@ -99,13 +101,16 @@ def score(analyses: Sequence[Analysis], labels: np.ndarray, genres: list[str], m
     return figures | {"window_accuracy": float(np.mean(windows))}
 
 
-def evaluate(detector: GenreDetector, catalogue: Catalogue) -> tuple[dict[str, Any], list[list[str]]]:
-    """All figures, and a row of predictions for each held-out validation and test song and model."""
+def evaluate(detector: GenreDetector, catalogue: Catalogue) -> tuple[dict[str, Any], list[list[str]], Outputs]:
+    """All figures, a row of predictions for each held-out song and model, and the fusion's answers.
+
+    The latter by kind of songs: probabilities float64 (songs, classes) and labels int64 (songs,).
+    """
     from extract_model_features import recipe
 
     names = [*(member.name for member in detector.members), FUSION]
     scores: dict[str, dict[str, Any]] = {name: {} for name in names}
-    rows = [["split", "track", "genre", "model", *catalogue.genres]]
+    rows, outputs = [["split", "track", "genre", "model", *(f"p_{genre}" for genre in catalogue.genres)]], Outputs()
     for split in SPLIT_WORDS:
         if split in detector.knows or not catalogue.splits[split]:
             continue
@@ -117,7 +122,8 @@ def evaluate(detector: GenreDetector, catalogue: Catalogue) -> tuple[dict[str, A
                 [split, track, catalogue.songs[track].genre, name, *(f"{p:.6g}" for p in np.exp(a.song[name]))]
                 for track, a in zip(tracks, analyses, strict=True)
             ]
-        right = np.array([analysis.song[FUSION].argmax() for analysis in analyses]) == labels
+        outputs[SPLIT_WORDS[split]] = np.exp([analysis.song[FUSION] for analysis in analyses]), labels
+        right = outputs[SPLIT_WORDS[split]][0].argmax(axis=1) == labels
         sure = {"answers": int(confident.sum()), "right": int((right & confident).sum())}
         scores[FUSION][split]["confident"] = sure
     checkpoints = {}
@@ -135,7 +141,7 @@ def evaluate(detector: GenreDetector, catalogue: Catalogue) -> tuple[dict[str, A
     count = {genre: sum(song.genre == genre for song in songs) for genre in catalogue.genres}
     present = [genre for genre in catalogue.genres if count[genre]]
     rare = [genre for genre in present if count[genre] < RARE]
-    return {
+    result = {
         "genres": catalogue.genres,
         "rare_genres": rare if len(rare) < len(present) else [],
         "split": catalogue.split,
@@ -143,7 +149,8 @@ def evaluate(detector: GenreDetector, catalogue: Catalogue) -> tuple[dict[str, A
         "models": scores,
         "checkpoints": checkpoints,
         "versions": library_versions(),
-    }, rows
+    }
+    return result, rows, outputs
 
 
 # ---------------------------------------------------------------- one split, a protocol
@@ -176,13 +183,9 @@ def one_split(
     left_out = None
     if seen:
         catalogue, left_out = only_unseen(detector, catalogue, seen, index)
-    elif detector.meta["split"] != catalogue.split or detector.genres != catalogue.genres:
-        raise UserError(
-            f"the networks were trained on split {detector.meta['split']['name']!r}, seed "
-            f"{detector.meta['split']['seed']}, not on the one in {catalogue.data}, whose test songs they may have "
-            "seen: name the lists of their songs with --seen"
-        )
-    result, rows = evaluate(detector, catalogue)
+    else:
+        check_split(detector.members, catalogue)
+    result, rows, outputs = evaluate(detector, catalogue)
     if left_out is not None:
         result["unseen"] = left_out
     with (
@@ -194,13 +197,6 @@ def one_split(
         test = scores["test"]
         title = f"{name}: {percent(test['song_accuracy'])} % of {test['songs']} test songs"
         draw_confusion(np.array(test["confusion"]), catalogue.genres, title, results / f"confusion_{name}.png")
-    outputs: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for split, label in SPLIT_WORDS.items():
-        chosen = [row for row in rows[1:] if row[0] == split and row[3] == FUSION]
-        if not chosen:
-            continue
-        labels = np.array([catalogue.genres.index(row[2]) for row in chosen])
-        outputs[label] = np.array([row[4:] for row in chosen], dtype=float), labels
     draw_reliability(outputs, "fusion", results / "reliability.png")
     write_json(results / "evaluation.json", result)
     return result

@@ -128,7 +128,7 @@ def _mel_rows(blocks: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def normalised_log_mel(mel: np.ndarray) -> np.ndarray:
-    """Log-mel in which level and mastering of the song are gone, float32 (128, frames); works in place.
+    """Log-mel in which level and mastering of the song are gone, float32 (128, frames), of powers; works in place.
 
     Decibels down to 80 below the loudest cell; each band less its own mean over the song (cepstral mean
     normalisation: Furui 1981); one scale, the standard deviation over all that remains. Silence gives zeros.
@@ -174,10 +174,10 @@ def _mfcc(rows: np.ndarray) -> np.ndarray:
     return np.concatenate([basis @ rows[first : first + 64].T for first in range(0, len(rows), 64)], axis=1)
 
 
-def dct_basis(n_mfcc: int = N_MFCC, n_mels: int = N_MELS) -> np.ndarray:
-    """Orthonormal DCT-II, float32 (n_mfcc, n_mels): log-mel -> MFCC; its transpose leads back."""
-    order, band = np.arange(n_mfcc)[:, None], np.arange(n_mels)
-    basis = np.cos(np.pi / n_mels * (band + 0.5) * order) * np.sqrt(2 / n_mels)
+def dct_basis() -> np.ndarray:
+    """Orthonormal DCT-II, float32 (20, 128): log-mel -> MFCC; its transpose leads back."""
+    order, band = np.arange(N_MFCC)[:, None], np.arange(N_MELS)
+    basis = np.cos(np.pi / N_MELS * (band + 0.5) * order) * np.sqrt(2 / N_MELS)
     basis[0] /= np.sqrt(2)
     return basis.astype(np.float32)
 
@@ -186,6 +186,7 @@ def dct_basis(n_mfcc: int = N_MFCC, n_mels: int = N_MELS) -> np.ndarray:
 
 
 def feature_path(data: Path, kind: str, track: str) -> Path:
+    """Where a track's features of a kind, "melspectrogram" or "mfcc", are stored."""
     return data / "processed" / FOLDERS[kind] / f"{track}.npy"
 
 
@@ -280,6 +281,9 @@ def _run(args: argparse.Namespace) -> int:
     def save_index() -> None:
         write_json(index_path, {"settings": FEATURE_SETTINGS, "songs": dict(sorted(done.items()))})
 
+    for track in todo:  # the index must not vouch for files that are about to change
+        done.pop(track, None)
+    save_index()
     started = saved = time.monotonic()
     failed = 0
     for track, problem in progress(_extract_all(catalogue, todo, args.workers), "features", len(todo)):

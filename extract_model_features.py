@@ -32,7 +32,7 @@ import numpy as np
 
 from catalogue import SPLITS, Catalogue, read_catalogue
 from checkpoints import check_fit, fill_network, load_checkpoint, strides
-from common import UserError, argument_parser, command, format_table, progress
+from common import UserError, argument_parser, command, format_table, library_versions, progress
 from extract_features import FOLDERS, load_features
 from files import file_sha256, locked, read_json, write_array, write_json
 from hyper_dynamic import keep_freed_memory, pick_device
@@ -144,6 +144,22 @@ def load_members(models: Path, names: Iterable[str] = MEMBERS, device: str = "au
     return members
 
 
+def check_split(members: Sequence[Member], catalogue: Catalogue) -> None:
+    """Raise UserError unless a catalogue's training and validation songs are those of the members' training."""
+    for member in members:
+        split, now = member.meta["split"], catalogue.contents()
+        why = ""
+        if split != catalogue.split or member.genres != catalogue.genres:
+            why = f"was trained on split {split['name']!r}, seed {split['seed']}, not on the one in {catalogue.data}"
+        elif member.meta.get("contents", now) != now:  # not in releases from before it was written down
+            why = f"was trained on songs that have other contents in {catalogue.data} now"
+        if why:
+            raise UserError(
+                f"{member.name} {why}, and may have seen its test songs: train it again, prepare what it was trained "
+                "on, or let evaluate.py know its songs by --seen"
+            )
+
+
 def fusion_inputs(outputs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     """Join the members' outputs for one song's windows.
 
@@ -165,7 +181,12 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     maker = "extract_model_features.py"
     kinds = {"split": dict, "members": dict, "settings": dict, "sizes": dict, "held_out": dict}
     provenance = read_json(folder / "provenance.json", maker, *kinds)
-    if not all(isinstance(provenance[key], kind) for key, kind in kinds.items()) or "val" not in provenance["held_out"]:
+    whole = all(isinstance(provenance[key], kind) for key, kind in kinds.items())
+    if (
+        not whole
+        or "val" not in provenance["held_out"]
+        or not all(type(d) is int for d in provenance["sizes"].values())
+    ):
         raise UserError(f"{folder / 'provenance.json'} is damaged: run {maker} again")
     return provenance
 
@@ -195,12 +216,7 @@ def _run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     catalogue = read_catalogue(args.data)
     members = load_members(args.models, device=args.device)
-    for member in members:
-        if member.meta["split"] != catalogue.split or member.genres != catalogue.genres:
-            raise UserError(
-                f"{member.name} was trained on split {member.meta['split']['name']!r}, which is not the one in "
-                f"{args.data}: its test songs may have been trained on; train it again or prepare that split"
-            )
+    check_split(members, catalogue)
     folder = args.data / "fusion_features"
     rows = []
     held_out = {split: all(split not in member.knows for member in members) for split in SPLITS}
@@ -223,6 +239,7 @@ def _run(args: argparse.Namespace) -> int:
             "settings": {m.name: recipe(m.meta) for m in members},
             "sizes": {m.name: m.feature_size for m in members},
             "held_out": held_out,
+            "versions": library_versions(),
         },
     )
     print(format_table(("split", "songs", "rows are", *(f"{m.name}, %" for m in members)), rows))

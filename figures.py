@@ -20,7 +20,10 @@ LEAST_DRAWN = 5  # songs in a bin of the reliability picture
 
 
 def reliability(probabilities: np.ndarray, labels: np.ndarray) -> list[tuple[int, float, float]]:
-    """Songs, mean top probability and part that was right, for each of ten equal bins of top probability with songs."""
+    """For each of ten equal bins of top probability that has songs: how many, their mean top probability, part right.
+
+    ``probabilities`` are (songs, classes), ``labels`` class numbers (songs,).
+    """
     top, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     which = np.minimum((top * BINS).astype(int), BINS - 1)
     masks = [which == number for number in np.unique(which)]
@@ -28,7 +31,10 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray) -> list[tuple[int
 
 
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Expected calibration error of the top probability, in ten equal bins (Guo et al., ICML 2017)."""
+    """Expected calibration error of the top probability, in ten equal bins, part of 1 (Guo et al., ICML 2017).
+
+    ``probabilities`` are (songs, classes), ``labels`` class numbers (songs,).
+    """
     return sum(count * abs(said - was) for count, said, was in reliability(probabilities, labels)) / len(labels)
 
 

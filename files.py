@@ -9,7 +9,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +18,7 @@ import numpy as np
 
 from common import UserError, complain
 
+PART = ".mgf-part"  # ends the names of this project's temporary files, which are swept up, and of nobody else's
 LOCK_TRIES = 100  # in about a second
 UMASK = os.umask(0o077)  # can't be read without being set
 os.umask(UMASK)
@@ -36,7 +37,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".part", dir=path.parent)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=PART, dir=path.parent)
         os.close(descriptor)
         temporary = Path(name)
         yield temporary
@@ -72,7 +73,7 @@ def _sweep(folder: Path) -> None:
         # The songs are the user's, and a folder with a lock of its own is another run's
         folders[:] = [name for name in folders if name != "raw" and not Path(parent, name, ".lock").exists()]
         for name in files:
-            if name.startswith(".") and name.endswith(".part"):
+            if name.startswith(".") and name.endswith(PART):
                 Path(parent, name).unlink(missing_ok=True)
 
 
@@ -155,14 +156,14 @@ def _try_lock(stream: IO[str], what: Path) -> bool:
     return True
 
 
-def check_replaceable(path: Path, is_own: Callable[[bytes], bool], kind: str, option: str) -> None:
+def check_replaceable(path: Path, mark: str, kind: str, option: str) -> None:
     """Raise UserError if ``path`` is something else than an earlier ``kind``, so that no song is lost to a slip.
 
-    ``is_own`` judges by the first 200 bytes; ``option`` is what named the path.
+    It is one if ``mark`` is in its first 200 bytes; ``option`` is what named the path.
     """
     try:
         with path.open("rb") as stream:
-            if is_own(stream.read(200)):
+            if mark.encode() in stream.read(200):
                 return
         problem = f"is there already and is no {kind}"
     except FileNotFoundError:
@@ -173,15 +174,18 @@ def check_replaceable(path: Path, is_own: Callable[[bytes], bool], kind: str, op
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a file whole, in UTF-8. Raises WriteError."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, whole. Raises WriteError."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
+    """Write an array as .npy, whole. Raises WriteError."""
     with whole_file(path) as temporary, temporary.open("wb") as stream:
         np.save(stream, array, allow_pickle=False)
 
@@ -216,5 +220,6 @@ def read_array(path: Path, made_by: str) -> np.ndarray:
 
 
 def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -7,8 +7,9 @@ Writes  text, or with --json, --jsonl or --csv what docs/output.md describes, on
 
 Probabilities are calibrated on held-out songs of 30 s and sum to 100 %. An answer is uncertain below the top
 probability from which on held-out songs were right 9 times in 10, for 6 s of sound or less unless --min-confidence is
-given, and for noise, a tone, silence or speech always. Exit code 0 when every song was classified, 1 when at least one
-couldn't be (each is named in one line on stderr), 2 for bad usage, 130 after Ctrl-C, which keeps what is done.
+given, and always for what sounds like noise, a tone, silence or speech. Exit code 0 when every song was classified, 1
+when at least one couldn't be (each is named in one line on stderr), 2 for bad usage, 130 after Ctrl-C, which keeps what
+is done.
 
 Examples
     python genre_detector.py song.mp3
@@ -58,8 +59,6 @@ FUSION = "fusion"
 class Analysis:
     """What every loaded model says of one song: calibrated log-probabilities, float64."""
 
-    seconds: float
-    notes: list[str]  # what had to be mended to decode the song
     song: dict[str, np.ndarray]  # model -> (classes,)
     windows: dict[str, np.ndarray]  # model -> (windows, classes)
     borders: np.ndarray  # (windows + 1,): seconds of the file between which each window is nearest
@@ -187,9 +186,7 @@ class GenreDetector:
         window, frames = self.members[0].window, heard.features["mfcc"].shape[1]
         starts = window_starts(frames, window, self.members[0].overlap)
         borders = window_borders(starts, window, heard.start, heard.seconds)
-        padded = frames < window
-        note = [f"padded to the {window / FRAMES_PER_SECOND:.1f} s that the networks hear at a time"] if padded else []
-        return Analysis(heard.seconds, heard.notes + note, song, windows, borders, padded)
+        return Analysis(song, windows, borders, frames < window)
 
     def predict(self, path: str | Path, start: float = 0.0, duration: float | None = None) -> Prediction:
         """The genre of a song, or of a part of it (seconds). Raises UserError as ``SoundReader``."""
@@ -202,13 +199,15 @@ class GenreDetector:
         probabilities = np.exp(log_probabilities)
         probabilities /= probabilities.sum()
         unproven = heard.sounds_like or (analysis.padded and self._own_threshold)
+        window = self.members[0].window / FRAMES_PER_SECOND
+        note = [f"padded to the {window:.1f} s that the networks hear at a time"] if analysis.padded else []
         return Prediction(
             path,
-            analysis.seconds,
+            heard.seconds,
             len(analysis.windows[self.model]),
             self.genres[int(log_probabilities.argmax())],
             dict(zip(self.genres, probabilities.tolist(), strict=True)),
-            analysis.notes,
+            heard.notes + note,
             bool(is_confident(probabilities.max(), self.min_confidence)) and not unproven,
             sections(analysis.windows[self.model], analysis.borders, self.genres),
             heard.size,
@@ -334,6 +333,23 @@ def tag(name: str, genre: str, confident: bool, write: bool) -> dict[str, Any]:
     return {"size": status.st_size, "mtime": status.st_mtime}
 
 
+def _check_files(args: argparse.Namespace) -> None:
+    """Raise UserError for what would be written over something else; nothing is done by then."""
+    if args.output and args.output.is_dir():
+        raise UserError(f"{args.output} is a folder: name a file in it with --output")
+    if args.output and args.output.exists() and not args.output.is_file():
+        raise UserError(f"{args.output} is no ordinary file: name another one with --output, or leave it out")
+    if args.output and args.output.exists() and not args.resume:
+        again = ", or go on with --resume" if args.jsonl else ""
+        raise UserError(f"{args.output} is there already: name another file with --output{again}")
+    if args.plot:
+        check_replaceable(args.plot, MARK, "picture that this version made", "--plot")
+    if args.report:
+        check_target(args.report)
+    if args.write_tags:
+        check_installed()
+
+
 def _run(args: argparse.Namespace) -> int:
     done = Future[dict[str, dict[str, Any]]]()  # known once the model is
     if not args.resume:
@@ -351,21 +367,9 @@ def _run(args: argparse.Namespace) -> int:
         named = list(named)
         if len(named) != 1:
             raise UserError(f"--plot draws one song, {len(named)} are named: leave out the others")
-        check_replaceable(args.plot, lambda start: MARK.encode() in start, "picture that this version made", "--plot")
-    songs = filter(is_new, named)
-    if args.output and args.output.is_dir():
-        raise UserError(f"{args.output} is a folder: name a file in it with --output")
-    if args.output and args.output.exists() and not args.output.is_file():
-        raise UserError(f"{args.output} is no ordinary file: name another one with --output, or leave it out")
-    if args.output and args.output.exists() and not args.resume:
-        again = ", or go on with --resume" if args.jsonl else ""
-        raise UserError(f"{args.output} is there already: name another file with --output{again}")
-    if args.report:
-        check_target(args.report)
-    if args.write_tags:
-        check_installed()
+    _check_files(args)
     failed = 0
-    with Listeners(songs, args.start, args.duration, args.workers) as heard, ExitStack() as stack:
+    with Listeners(filter(is_new, named), args.start, args.duration, args.workers) as heard, ExitStack() as stack:
         if args.output:
             stack.enter_context(locked_file(args.output))
         import torch  # while the first song is decoded

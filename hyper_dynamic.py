@@ -24,7 +24,7 @@ from catalogue import Catalogue
 from checkpoints import fill_network, load_checkpoint, save_checkpoint, strides
 from common import UserError, library_versions, progress
 from distributed import Team
-from extract_features import N_MELS, N_MFCC, load_features
+from extract_features import dct_basis, load_features
 from files import write_text
 from predict import calibrated, class_accuracies, confidence_threshold, fit_temperature, network_outputs
 from rules import ClassState, Schedule, Settings, class_weights, flag, learning_rate, training_window, update_classes
@@ -84,7 +84,7 @@ class Progress:
 
     classes: list[ClassState]
     best_accuracies: list[float]  # each class's best check: what the published method reports
-    best_loss: float | None = None  # of the check behind best.safetensors: the last, without ``last`` the best
+    best_loss: float | None = None  # of the check behind best.safetensors; without ``last`` only
     epoch: int = 0  # the next one
     steps: int = 0
     windows: int = 0  # trained on so far
@@ -108,23 +108,21 @@ class Trainer:
         catalogue: Catalogue,
         folder: Path,
         seed: int,
-        device: str,
+        team: Team,
         augmentation: Augmentation | None = None,
-        team: Team | None = None,
         schedule: Schedule | None = None,
         refit: int = 0,
     ):
         import torch
 
-        from augment import Augmentation, dct_basis
+        from augment import Augmentation
         from layers import set_fast
 
         for split in ("train", "val"):
             if not catalogue.splits[split]:
                 raise UserError(f"there are no {split} songs: run prepare_gtzan_data.py on more songs")
         self.settings, self.catalogue, self.folder, self.seed, self.refit = settings, catalogue, folder, seed, refit
-        self.team = team or Team(pick_device(device))
-        self.device = self.team.device
+        self.team, self.device = team, team.device
         if settings.batch_size < 2 * self.team.size:
             self.team.refuse(
                 f"--batch-size {settings.batch_size} is too small for {self.team.size} processes: 2 for each"
@@ -151,7 +149,7 @@ class Trainer:
         )
         self.augmentation = augmentation or Augmentation()
         self.schedule = schedule or Schedule(settings)
-        self.basis = dct_basis(N_MFCC, N_MELS).to(self.device) if settings.features == "mfcc" else None
+        self.basis = torch.from_numpy(dct_basis()).to(self.device) if settings.features == "mfcc" else None
 
         tracks = [*catalogue.splits["train"], *(catalogue.splits["val"] if refit else [])]
         features = load_features(catalogue, settings.features, tracks)
@@ -178,7 +176,8 @@ class Trainer:
     def run(self, resume: bool) -> dict[str, Any]:
         """Train to the end of the schedule, release the averaged weights, return that checkpoint's meta.
 
-        Raises Stopped after the step in which ``stop`` was called.
+        Raises Stopped after the step in which ``stop`` was called, WriteError where a file can't be written, and
+        UserError for a checkpoint that isn't of this run and for losses or weights that are no numbers.
         """
         log = self.folder / "log.jsonl"
         if resume:
@@ -187,7 +186,8 @@ class Trainer:
             except UserError as error:  # every rank has it
                 self.team.refuse(str(error))
         else:  # what an earlier run left must not be what --resume goes on from
-            self.team.tell((self.folder / "latest.safetensors").unlink, True)
+            for name in ("latest.safetensors", "best.safetensors"):
+                self.team.tell((self.folder / name).unlink, True)
         try:
             records = [line for line in _lines(log) if json.loads(line)["epoch"] < self.state.epoch] if resume else []
         except (ValueError, KeyError, TypeError):
@@ -298,7 +298,7 @@ class Trainer:
         return loss, (part * each[0] + (1 - part) * each[1]).detach()
 
     def _follow(self) -> None:
-        """Move the averaged weights towards the trained ones; faster at first."""
+        """Move the averaged weights towards the trained ones (Polyak & Juditsky 1992); faster at first."""
         import torch
 
         decay = min(self.settings.average, (1 + self.state.steps) / (10 + self.state.steps))
@@ -323,7 +323,7 @@ class Trainer:
         self.state.classes = update_classes(before, measured, self.class_songs, epoch, self.settings)
         pairs = zip(self.state.best_accuracies, measured, strict=True)
         self.state.best_accuracies = [max(best, now or 0.0) for best, now in pairs]
-        if self.settings.last or self.state.best_loss is None or loss < self.state.best_loss:
+        if not self.settings.last and (self.state.best_loss is None or loss < self.state.best_loss):
             self.state.best_loss = loss
             save_checkpoint(self.folder / "best.safetensors", self.average.state_dict(), self._meta())
         moves = [
@@ -356,6 +356,7 @@ class Trainer:
             "seed": self.seed,
             "refit": self.refit,
             "split": self.catalogue.split,
+            "contents": self.catalogue.contents(),
             "songs": {split: len(tracks) for split, tracks in self.catalogue.splits.items()},
             "versions": library_versions(),
             "progress": asdict(self.state),
@@ -384,6 +385,8 @@ class Trainer:
             if meta.get(key) != expected[key]:
                 what = _other_options(meta.get(key), expected[key]) if key == "settings" else f"another {key}"
                 raise UserError(f"{path} was made with {what}: repeat its options, or begin anew with --force")
+        if meta.get("contents", expected["contents"]) != expected["contents"]:
+            raise UserError(f"{path} was made of songs that have changed since: begin anew with --force")
         parts: dict[str, dict[str, torch.Tensor]] = {"network": {}, "average": {}, "optimiser": {}, "random": {}}
         state: dict[int, dict[str, torch.Tensor]] = {}
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]

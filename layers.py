@@ -33,6 +33,12 @@ class Convolution(nn.Conv2d):
         return super().forward(x)
 
 
+def convolution_block(inputs: int, outputs: int, kernel: int | Pair, stride: int | Pair) -> list[nn.Module]:
+    """A convolution that keeps the size but for its stride, batch normalisation and SiLU."""
+    padding = kernel // 2 if isinstance(kernel, int) else (kernel[0] // 2, kernel[1] // 2)
+    return [Convolution(inputs, outputs, kernel, stride, padding), nn.BatchNorm2d(outputs), nn.SiLU(inplace=True)]
+
+
 class _WeightsByProducts(torch.autograd.Function):
     """A convolution of channels_last tensors, the gradient of its weights by im2col, an example at a time.
 

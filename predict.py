@@ -78,7 +78,10 @@ def calibrated(scores: np.ndarray, temperature: float = 1.0) -> np.ndarray:
 
 
 def fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature at which songs' scores (songs, classes) have the least log-loss."""
+    """The temperature at which songs' scores (songs, classes) have the least log-loss (Guo et al., ICML 2017).
+
+    ``labels`` are class numbers (songs,).
+    """
     from scipy.optimize import minimize_scalar
 
     def loss(log_temperature: float) -> float:

@@ -187,10 +187,10 @@ def check_songs(songs: Sequence[Song], data: Path, min_seconds: float, workers: 
 
 def judged(song: Song, check: Check, artist: str) -> Song:
     """The song with the results of its check, fit to be written as UTF-8."""
-    names = {key: getattr(song, key).encode("utf-8", "backslashreplace").decode() for key in ("track", "file", "path")}
+    names = ("track", "file", "path", "genre")
     return replace(
         song,
-        **names,
+        **{name: getattr(song, name).encode("utf-8", "backslashreplace").decode() for name in names},
         artist=artist,
         seconds=check.seconds,
         rate=check.rate,
@@ -241,7 +241,7 @@ def _report_splits(catalogue: Catalogue, left_out: int) -> None:
     for split in SPLITS:
         if missing := [genre for genre in catalogue.genres if not counts[split][genre]]:
             listed = catalogue.split["method"] == "fault_filtered"
-            reason = "none of its list is here" if listed else "too few to share out"
+            reason = "none of its list is here" if listed else "too few that can be used"
             complain(f"{split} has no song of {', '.join(missing)}: {reason}")
 
 
@@ -307,13 +307,14 @@ def _run(args: argparse.Namespace) -> int:
             read_lines(args.split_lists / name)
     root = find_genre_folders(args.source, args.data, None if args.no_archive_limits else Limits())
     found = list_songs(root, args.data)
-    genres = sorted({song.genre for song in found})
-    if len(genres) < 2:
-        raise UserError(f"{root} has songs of one genre only ({genres[0]}): at least two genre folders are needed")
-    print(f"{len(found)} songs of {len(genres)} genres in {root}", flush=True)
+    names = sorted({song.genre for song in found})
+    if len(names) < 2:
+        raise UserError(f"{root} has songs of one genre only ({names[0]}): at least two genre folders are needed")
+    print(f"{len(found)} songs of {len(names)} genres in {root}", flush=True)
 
     checks = check_songs(found, args.data, args.min_seconds, args.workers)
     songs = [judged(song, check, artist_of(song.file, artists)) for song, check in zip(found, checks, strict=True)]
+    genres = sorted({song.genre for song in songs})
     left_out = [song for song in songs if song.verdict != "ok"]
     for song in left_out:
         complain(f"{song.file}: {song.verdict}; left out")

@@ -249,6 +249,8 @@ class Pool:
     validation: dict[str, list[float]]  # model -> accuracy a round
     windows: dict[str, list[int]]  # model -> windows trained on a round
     settings: dict[str, dict[str, Any]]  # model -> its recipe, the same in every round
+    seeds: dict[str, list[int]]  # model -> seed of its training a round
+    splits: list[dict[str, Any]]  # name, seed and hashes of each round's split
 
 
 def read_rounds(folders: Sequence[Path]) -> Pool:
@@ -263,16 +265,20 @@ def read_rounds(folders: Sequence[Path]) -> Pool:
     validation: dict[str, list[float]] = {}
     windows: dict[str, list[int]] = {}
     settings: dict[str, dict[str, Any]] = {}
+    seeds: dict[str, list[int]] = {}
+    splits: list[dict[str, Any]] = []
     genres: list[str] = []
     rare: list[str] = []
     for number, folder in enumerate(folders):
         path = folder / "results" / "evaluation.json"
-        result = read_json(path, "evaluate.py", "genres", "rare_genres", "checkpoints", "models")
+        result = read_json(path, "evaluate.py", "split", "genres", "rare_genres", "checkpoints", "models")
         songs = read_catalogue(folder / "data").songs
         try:
             genres, rare = result["genres"], result["rare_genres"]
+            splits.append(result["split"])
             for model, checkpoint in result["checkpoints"].items():
                 windows.setdefault(model, []).append(checkpoint["windows"])
+                seeds.setdefault(model, []).append(checkpoint["seed"])
                 if settings.setdefault(model, recipe(checkpoint)) != recipe(checkpoint):
                     raise UserError(
                         f"{folder} was trained with other settings than {folders[0]}: move one of them away"
@@ -290,7 +296,7 @@ def read_rounds(folders: Sequence[Path]) -> Pool:
             with answers.open(encoding="utf-8", newline="") as stream:
                 rows = [row for row in csv.DictReader(stream) if row["split"] == "test"]
             for row in rows:
-                outputs.setdefault(row["model"], []).append([float(row[genre]) for genre in genres])
+                outputs.setdefault(row["model"], []).append([float(row[f"p_{genre}"]) for genre in genres])
                 if row["model"] == first:
                     tracks.append(row["track"])
                     artists.append(artist_key(songs[row["track"]].artist) or row["track"])
@@ -300,7 +306,7 @@ def read_rounds(folders: Sequence[Path]) -> Pool:
             raise UserError(f"{answers} can't be read ({error}): make that round again") from None
     arrays = {model: np.array(values) for model, values in outputs.items()}
     order = (np.array(tracks), np.array(artists), np.array(rounds), np.array(labels))
-    return Pool(genres, rare, *order, arrays, validation, windows, settings)
+    return Pool(genres, rare, *order, arrays, validation, windows, settings, seeds, splits)
 
 
 def pooled(pool: Pool, fusion: str) -> dict[str, Any]:
@@ -334,6 +340,9 @@ def pooled(pool: Pool, fusion: str) -> dict[str, Any]:
     return {
         "genres": pool.genres,
         "rare_genres": pool.rare,
+        "splits": pool.splits,
+        "settings": pool.settings,
+        "seeds": pool.seeds,
         "windows_trained": pool.windows,
         **{key: sorted({values[key] for values in pool.settings.values()}) for key in ("epochs", "refit")},
         "songs": len(pool.labels),

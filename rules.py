@@ -5,15 +5,15 @@ Nothing here knows of networks or files; ``hyper_dynamic.Trainer`` applies the r
 
 from __future__ import annotations
 
-import functools
 import math
-from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Sequence
+from argparse import ArgumentParser
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common import number
 from predict import window_hop, window_starts
 
 if TYPE_CHECKING:
@@ -32,7 +32,10 @@ def setting(default: Any, text: str, low: float = 0, high: float = math.inf) -> 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides a training run; every field but the first two is an option of the script."""
+    """Everything that decides a training run; every field but the first two is an option of the script.
+
+    Label smoothing is that of Szegedy et al. (CVPR 2016), weight decay that of AdamW (Loshchilov & Hutter, ICLR 2019).
+    """
 
     name: str  # of the folder below models/
     features: str  # "melspectrogram" or "mfcc"
@@ -71,22 +74,15 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def option_value(name: str, text: str) -> Any:
-    """The value of a setting that ``text`` gives: with its name an argparse type, whose error says what can't be."""
-    kind, low, high = type(OPTIONS[name].default), OPTIONS[name].metadata["low"], OPTIONS[name].metadata["high"]
-    try:
-        value = kind(text)
-    except ValueError:
-        raise ArgumentTypeError(f"{text} is no {'whole ' * (kind is int)}number") from None
-    if not low <= value <= high or value == math.inf:  # NaN is in no range
-        raise ArgumentTypeError(f"must be at least {low} and {'finite' if high == math.inf else f'at most {high}'}")
-    return value
+def option_type(name: str) -> Callable[[str], Any]:
+    """The argparse type of a setting, which refuses what is outside its range."""
+    return number(type(OPTIONS[name].default), OPTIONS[name].metadata["low"], OPTIONS[name].metadata["high"])
 
 
 def add_option(parser: ArgumentParser, name: str, default: Any) -> None:
     """Give a command line the option of a setting, refused outside its range."""
-    kind, text = functools.partial(option_value, name), OPTIONS[name].metadata["help"]
-    parser.add_argument(flag(name), type=kind, default=default, metavar="N", help=text)
+    text = OPTIONS[name].metadata["help"]
+    parser.add_argument(flag(name), type=option_type(name), default=default, metavar="N", help=text)
 
 
 # ---------------------------------------------------------------- windows of an epoch
@@ -170,7 +166,10 @@ def class_weights(accuracies: Sequence[float | None], songs: Sequence[int], rule
 def update_classes(
     states: Sequence[ClassState], measured: Sequence[float | None], songs: Sequence[int], epoch: int, rules: Settings
 ) -> list[ClassState]:
-    """Every class's state after a check: per-class validation accuracy ``measured`` at ``epoch``."""
+    """Every class's state after a check: per-class validation accuracy ``measured`` at ``epoch``.
+
+    All sequences are as long as there are classes; ``songs`` are each class's training songs.
+    """
     accuracies = [smooth(state.accuracy, now, rules.smoothing) for state, now in zip(states, measured, strict=True)]
     return [
         ClassState(
@@ -204,7 +203,7 @@ def training_overlap(state: ClassState, rules: Settings) -> float:
 
 def learning_rate(done: float, peak: float, final: float) -> float:
     """One cycle over the schedule (``done`` from 0 to 1): up linearly for 15 % of it, then on a half cosine down to
-    ``final`` of the peak, where it stays.
+    ``final`` of the peak, where it stays (Smith & Topin 2018, with a final rate of choice).
     """
     done = min(done, 1.0)
     fall = (1 + math.cos(math.pi * (done - 0.15) / 0.85)) / 2

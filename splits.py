@@ -16,36 +16,26 @@ from common import UserError
 TRIES = 40  # seeded starts, of which the most even result counts
 
 
-def linked_groups(count: int, keys: Sequence[str], pairs: Iterable[tuple[int, int]]) -> np.ndarray:
-    """Number the groups of songs that share a key or are paired, directly or through others: int (count,).
+def track_groups(tracks: Sequence[str], keys: Sequence[str], repeats: Iterable[tuple[str, str]]) -> np.ndarray:
+    """Number the groups of tracks that share a key or repeat each other, directly or through others: int (tracks,).
 
-    An empty key is shared with nobody.
+    An empty key is shared with nobody; repeats of what isn't among the tracks don't count.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
+    place = {track: index for index, track in enumerate(tracks)}
     first_of: dict[str, int] = {}
-    links = [(index, first_of.setdefault(key, index)) for index, key in enumerate(keys) if key] + list(pairs)
+    links = [(index, first_of.setdefault(key, index)) for index, key in enumerate(keys) if key]
+    links += [(place[one], place[other]) for one, other in repeats if one in place and other in place]
     rows, columns = np.array(links, dtype=np.int32).reshape(-1, 2).T
-    graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(count, count))
+    graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(tracks), len(tracks)))
     return connected_components(graph, directed=False)[1]
 
 
 def repeat_groups(tracks: Sequence[str], repeats: Iterable[tuple[str, str]]) -> dict[str, int]:
     """The number of each track's group: tracks that repeat each other, directly or through others, share one."""
     return dict(zip(tracks, track_groups(tracks, [""] * len(tracks), repeats).tolist(), strict=True))
-
-
-def track_groups(tracks: Sequence[str], keys: Sequence[str], repeats: Iterable[tuple[str, str]]) -> np.ndarray:
-    """Number the groups of tracks that stay together, by a key or as ``repeats`` of each other: int (tracks,)."""
-    place = {track: index for index, track in enumerate(tracks)}
-    return linked_groups(len(tracks), keys, [(place[first], place[second]) for first, second in repeats])
-
-
-def repeats_among(tracks: Iterable[str], repeats: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Those pairs of which both are among the tracks."""
-    here = {*tracks}
-    return [pair for pair in repeats if here.issuperset(pair)]
 
 
 def share_out(labels: np.ndarray, groups: np.ndarray, fractions: Sequence[float], seed: int) -> np.ndarray:

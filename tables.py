@@ -83,8 +83,6 @@ def refit_words(epochs: Sequence[int]) -> str:
 
 
 def chance_words(figures: dict[str, Any]) -> str:
-    if "perfect_calibration_error" not in figures:  # an older result about several answers a song has none
-        return ""
     mean, high = (percent(part) for part in figures["perfect_calibration_error"])
     return f" By chance alone its calibration error would be {mean} % on average, up to {high} % in 95 of 100 cases."
 
@@ -120,7 +118,7 @@ def unseen_words(left: dict[str, Any]) -> str:
 def protocol_caption(result: dict[str, Any]) -> str:
     gain, rounds = result["fusion_against_best"], result["rounds"]
     low, high = (f"{100 * end:+.1f}" for end in gain["bootstrap_95"])
-    over, chance = gain.get("bootstrap_over", "artists"), chance_words(result["models"][FUSION])
+    over, chance = gain["bootstrap_over"], chance_words(result["models"][FUSION])
     return (
         f"Protocol {result['protocol']}: {rounds} of {ROUNDS[result['protocol']]} {WHAT[result['protocol']]}; "
         f"{either(result['epochs'])} epochs; {result['songs']} answers about "

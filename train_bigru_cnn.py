@@ -5,7 +5,7 @@ goes with it into the fusion, so that the 256 places there hold two things and n
 
 Reads   data/metadata.json, data/processed/*_files.txt, data/processed/melspectrogram_normalized/
 Writes  models/cnn_bigru/model.safetensors   the frozen network: averaged weights in half precision, calibrated
-        models/cnn_bigru/best.safetensors    those averaged weights before a --refit, in single precision
+        models/cnn_bigru/best.safetensors    with --last 0: the weights of the least validation loss so far
         models/cnn_bigru/latest.safetensors  everything that --resume needs
         models/cnn_bigru/log.jsonl           a line an epoch
 Next    extract_model_features.py
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 
 from common import command
 from extract_features import N_MELS
@@ -38,7 +39,7 @@ if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-from layers import Convolution  # noqa: E402
+from layers import convolution_block  # noqa: E402
 
 GRU_SIZE = 128  # both directions together
 FEATURE_SIZE = 2 * GRU_SIZE  # mean and standard deviation
@@ -73,13 +74,8 @@ class CNNBiGRU(nn.Module):
         channels = [max(8, round(width * number)) for number in CHANNELS]
         blocks: list[nn.Module] = []
         mels = N_MELS
-        for index, (inputs, outputs) in enumerate(zip([1, *channels], channels, strict=False)):
-            kernel = 7 if index == 0 else 3
-            blocks += [
-                Convolution(inputs, outputs, kernel, STRIDES[index], kernel // 2),
-                nn.BatchNorm2d(outputs),
-                nn.SiLU(inplace=True),
-            ]
+        for index, (inputs, outputs) in enumerate(pairwise([1, *channels])):
+            blocks += convolution_block(inputs, outputs, 7 if index == 0 else 3, STRIDES[index])
             mels //= STRIDES[index][0]
         self.blocks = nn.Sequential(*blocks)
         self.join = nn.Sequential(nn.Linear(channels[-1] * mels, 2 * GRU_SIZE), nn.SiLU(), nn.Dropout(0.2))

@@ -2,7 +2,7 @@
 
 Reads   data/metadata.json, data/processed/*_files.txt, data/processed/melspectrogram_normalized/
 Writes  models/dpa_cnn/model.safetensors   the frozen network: averaged weights in half precision, calibrated
-        models/dpa_cnn/best.safetensors    those averaged weights before a --refit, in single precision
+        models/dpa_cnn/best.safetensors    with --last 0: the weights of the least validation loss so far
         models/dpa_cnn/latest.safetensors  everything that --resume needs
         models/dpa_cnn/log.jsonl           a line an epoch
 Next    train_ecas_cnn.py, train_bigru_cnn.py, then extract_model_features.py
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 
 from common import command
 from rules import Settings
@@ -34,7 +35,7 @@ if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-from layers import Convolution, mean_and_max  # noqa: E402
+from layers import convolution_block, mean_and_max  # noqa: E402
 
 FEATURE_SIZE = 512
 CHANNELS = (96, 192, 256, 384, 512)
@@ -71,13 +72,8 @@ class DPACNN(nn.Module):
         super().__init__()
         channels = [max(8, round(width * number)) for number in CHANNELS]
         blocks: list[nn.Module] = []
-        for index, (inputs, outputs) in enumerate(zip([1, *channels], channels, strict=False)):
-            kernel = 7 if index == 0 else 3
-            blocks += [
-                Convolution(inputs, outputs, kernel, STRIDES[index], kernel // 2),
-                nn.BatchNorm2d(outputs),
-                nn.SiLU(inplace=True),
-            ]
+        for index, (inputs, outputs) in enumerate(pairwise([1, *channels])):
+            blocks += convolution_block(inputs, outputs, 7 if index == 0 else 3, STRIDES[index])
             if index > 0:
                 blocks.append(DualParallelAttention(outputs))
         self.blocks = nn.Sequential(*blocks)

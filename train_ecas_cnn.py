@@ -2,7 +2,7 @@
 
 Reads   data/metadata.json, data/processed/*_files.txt, data/processed/mfcc/
 Writes  models/ecas_cnn/model.safetensors   the frozen network: averaged weights in half precision, calibrated
-        models/ecas_cnn/best.safetensors    those averaged weights before a --refit, in single precision
+        models/ecas_cnn/best.safetensors    with --last 0: the weights of the least validation loss so far
         models/ecas_cnn/latest.safetensors  everything that --resume needs
         models/ecas_cnn/log.jsonl           a line an epoch
 Next    train_bigru_cnn.py, then extract_model_features.py
@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 
 from common import command
 from extract_features import N_MFCC
@@ -36,7 +37,7 @@ if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-from layers import Convolution, mean_and_max  # noqa: E402
+from layers import convolution_block, mean_and_max  # noqa: E402
 
 FEATURE_SIZE = 128
 CHANNELS = (192, 256, 384, 512)
@@ -70,7 +71,7 @@ class SpatialAttention(nn.Module):
 
 
 class Deltas(nn.Module):
-    """MFCCs with their slopes over nine frames and the slopes of those: (batch, n, t) -> (batch, 3, n, t)."""
+    """MFCCs, their slopes over nine frames, the slopes of those (Furui 1986): (batch, n, t) -> (batch, 3, n, t)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,15 +97,9 @@ class ECASCNN(nn.Module):
         self.deltas = Deltas()
         self.scale = nn.BatchNorm1d(3 * N_MFCC)  # coefficients differ tenfold in spread
         blocks: list[nn.Module] = []
-        for index, (inputs, outputs) in enumerate(zip([3, *channels], channels, strict=False)):
-            kernel = (5, 7) if index == 0 else (3, 3)
-            blocks += [
-                Convolution(inputs, outputs, kernel, STRIDES[index], (kernel[0] // 2, kernel[1] // 2)),
-                nn.BatchNorm2d(outputs),
-                nn.SiLU(inplace=True),
-                ECA(outputs),
-                SpatialAttention(),
-            ]
+        for index, (inputs, outputs) in enumerate(pairwise([3, *channels])):
+            blocks += convolution_block(inputs, outputs, (5, 7) if index == 0 else 3, STRIDES[index])
+            blocks += [ECA(outputs), SpatialAttention()]
         self.blocks = nn.Sequential(*blocks)
         self.feature = nn.Sequential(nn.Linear(2 * channels[-1], FEATURE_SIZE), nn.BatchNorm1d(FEATURE_SIZE), nn.SiLU())
         self.classify = nn.Sequential(nn.Dropout(0.3), nn.Linear(FEATURE_SIZE, classes))

@@ -43,7 +43,7 @@ from extract_model_features import read_provenance
 from figures import calibration_error
 from files import file_sha256, locked, read_array
 from predict import calibrated, confidence_threshold, fit_temperature, is_confident
-from splits import repeats_among, track_groups
+from splits import track_groups
 from verify_model_features import flat_outputs, rows_problems
 
 MADE_BY = "train_fusion.py"
@@ -222,7 +222,7 @@ def artist_folds(
     from sklearn.model_selection import GroupKFold
 
     artists = [artist_key(catalogue.songs[track].artist) or track for track in tracks]
-    numbers = track_groups(tracks, artists, repeats_among(tracks, repeats)).tolist()
+    numbers = track_groups(tracks, artists, repeats).tolist()
     names: dict[int, str] = {}  # of groups: numbers would be shuffled into other folds than those of older results
     for number, artist in sorted(zip(numbers, artists, strict=True)):
         names.setdefault(number, artist)

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from catalogue import read_catalogue
-from common import UserError, argument_parser, complain, format_table, whole_number
+from common import UserError, argument_parser, complain, format_table, number
 from distributed import local_size, team_on
 from files import WriteError, locked
 from hyper_dynamic import Trainer, pick_device
@@ -27,7 +27,8 @@ def read_options(
 
     With ``recipe_only`` the options that place and start a run are bad usage too: a protocol gives them itself.
     """
-    parser = argument_parser(doc, *([] if recipe_only else ["--data", "--models", "--seed", "--device", "--threads"]))
+    shared = [] if recipe_only else ["--data", "--models", "--seed", "--device", "--threads"]
+    parser = argument_parser(doc, *shared, add_help=not recipe_only)
     if not recipe_only:
         stopped = parser.add_mutually_exclusive_group()
         stopped.add_argument("--resume", action="store_true", help="go on with this run where it stopped")
@@ -36,7 +37,7 @@ def read_options(
         )
     parser.add_argument(
         "--refit",
-        type=lambda text: whole_number(text, 0, MAX_EPOCHS),
+        type=number(int, 0, MAX_EPOCHS),
         default=0,
         metavar="N",
         help="epochs after the schedule's, on training and validation songs; --resume --refit N adds them to a "
@@ -67,7 +68,7 @@ def training_command(
         team.tell(stack.enter_context, locked(folder))
         if not (args.resume or args.force):
             team.tell(keep_unfinished, folder)
-        trainer = Trainer(settings, build, catalogue, folder, args.seed, args.device, team=team, refit=args.refit)
+        trainer = Trainer(settings, build, catalogue, folder, args.seed, team, refit=args.refit)
         if team.rank == 0:
             songs = f"{trainer.scheduled} training songs"
             songs += f" ({len(trainer.labels)} in the refit)" if args.refit else ""

@@ -1,9 +1,9 @@
 """Check the fusion's feature files and say whether they can be used.
 
 Of features, cleaned features and log-probabilities: shape, NaN and infinity, constant dimensions, what selector.npy
-keeps, labels and tracks against the catalogue, songs in two splits, and
-linear separability: a cross-validated logistic regression on the held-out validation songs must beat guessing (not
-after a --refit: then they aren't held out).
+keeps, labels and tracks against the catalogue, whose splits share no song. Linear separability: a cross-validated
+logistic regression on the held-out validation songs must beat guessing (not after a --refit: then they aren't held
+out).
 Test rows are checked for form only; their labels play no part.
 
 Reads   data/metadata.json, data/fusion_features/
@@ -41,8 +41,9 @@ def rows_problems(
     problems = []
     if features.ndim != 2 or not np.issubdtype(features.dtype, np.floating) or not features.size:
         return [f"features are {features.dtype} {features.shape}, not a table of numbers"]
-    if not len(features) == len(labels) == len(tracks):
-        return [f"{len(features)} rows, {len(labels)} labels, {len(tracks)} tracks"]
+    for name, values, kind in (("labels", labels, "i"), ("tracks", tracks, "U")):
+        if values.shape != (len(features),) or values.dtype.kind != kind:
+            return [f"{name} are {values.dtype} {values.shape}, {len(features)} rows need one each"]
     if not np.isfinite(features).all():
         problems.append(f"{int((~np.isfinite(features)).any(axis=1).sum())} rows hold NaN or infinity")
     names = [str(track) for track in tracks]
@@ -57,13 +58,13 @@ def rows_problems(
 
 def flat_outputs(outputs: np.ndarray, members: int, classes: int) -> np.ndarray:
     """Log-probabilities (songs, members, classes) as a table (songs, members * classes); what isn't so, as it is."""
-    return outputs.reshape(len(outputs), -1) if outputs.shape[1:] == (members, classes) else outputs
+    return outputs.reshape(len(outputs), members * classes) if outputs.shape[1:] == (members, classes) else outputs
 
 
 def is_cleaned(cleaned: np.ndarray, whole: np.ndarray, selector: np.ndarray) -> bool:
     """Whether ``cleaned`` are the columns of ``whole`` that ``selector``, bool (dimensions,), keeps."""
     fits = selector.dtype == bool and selector.shape == whole.shape[1:]
-    return fits and np.array_equal(cleaned, whole[:, selector])
+    return fits and cleaned.dtype == whole.dtype and np.array_equal(cleaned, whole[:, selector])
 
 
 def linear_separability(features: np.ndarray, labels: np.ndarray) -> tuple[float, float] | None:
@@ -97,12 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     members, held_out = provenance["members"], provenance["held_out"]["val"]
     separable = f"{'too few' if held_out else 'no held-out'} validation songs for a linear classifier"
     table = []
-    tracks: dict[str, set[str]] = {}
     selector = read_array(folder / "selector.npy", "create_cleaned_features.py")
     for split in SPLITS:
         labels = read_array(folder / f"{split}_labels.npy", "extract_model_features.py")
         names = read_array(folder / f"{split}_tracks.npy", "extract_model_features.py")
-        tracks[split] = set(names.tolist())
         arrays = {kind: read_array(folder / f"{split}_{kind}.npy", maker) for kind, maker in KINDS.items()}
         cleaned_is_so = is_cleaned(arrays["features_cleaned"], arrays["features"], selector)
         arrays["log_probabilities"] = flat_outputs(arrays["log_probabilities"], len(members), len(catalogue.genres))
@@ -123,9 +122,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                     separable = f"a linear classifier on validation songs gets {accuracy:.1f} %, guessing {guess:.1f} %"
                     if accuracy <= guess:
                         problems.append(f"val_{kind}.npy: {separable}")
-    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
-        if shared := tracks[one] & tracks[other]:
-            problems.append(f"{len(shared)} songs are in both {one} and {other}, {min(shared)} for one")
     print(format_table(("file", "songs", "dimensions", "constant", "verdict"), table))
     if not problems:
         print(f"usable; {separable}")

@@ -101,11 +101,11 @@ FIELDS = (
 
 def new_split(catalogue: Catalogue, seed: int) -> Catalogue:
     """The training and validation songs shared out again, 4 to 1, artists and repeats together; no test songs."""
-    from splits import repeats_among, share_out, track_groups
+    from splits import share_out, track_groups
 
     tracks = sorted(catalogue.splits["train"] + catalogue.splits["val"])
     artists = [artist_key(catalogue.songs[track].artist) for track in tracks]
-    groups = track_groups(tracks, artists, repeats_among(tracks, read_repeats(catalogue)))
+    groups = track_groups(tracks, artists, read_repeats(catalogue))
     part = share_out(catalogue.labels(tracks), groups, (0.8, 0.2), seed)
     splits = {name: [t for t, p in zip(tracks, part, strict=True) if p == i] for i, name in enumerate(("train", "val"))}
     return dataclasses.replace(catalogue, splits={**splits, "test": []})
@@ -132,6 +132,7 @@ def run(network: str, recipe: str, change: str, epochs: int, seed: int, catalogu
     """One training on one thread; its figures by FIELDS."""
     import torch
 
+    from distributed import Team
     from hyper_dynamic import Trainer
     from predict import calibrated, fit_temperature
 
@@ -140,7 +141,7 @@ def run(network: str, recipe: str, change: str, epochs: int, seed: int, catalogu
     build = importlib.import_module(network).NETWORK
     with tempfile.TemporaryDirectory() as folder:
         split = new_split(catalogue, seed)
-        trainer = Trainer(settings, build, split, Path(folder), seed, "cpu", augmentation)
+        trainer = Trainer(settings, build, split, Path(folder), seed, Team(torch.device("cpu")), augmentation)
         trainer.run(resume=False)
     outputs, labels = trainer.validate(), trainer.val_labels
     calm = calibrated(outputs, fit_temperature(outputs, labels))

@@ -10,7 +10,6 @@ Example
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
@@ -24,21 +23,22 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from corpus.make_corpus import ANSWERED, NOTED, REFUSED, make  # noqa: E402
 from corpus.peak import peak_of  # noqa: E402
 
-from common import UserError, format_table, one_line  # noqa: E402
+from common import UserError, argument_parser, command, format_table, one_line  # noqa: E402
 
 MEGABYTES = 1000  # at most, of the one call
 SECONDS = 10  # at most, of a file
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
+    argument_parser(__doc__).parse_args(argv)
     from genre_detector import GenreDetector
 
     with tempfile.TemporaryDirectory() as name:
         corpus = make(Path(name) / "corpus")
         errors = Path(name) / "errors"
-        command = [sys.executable, str(ROOT / "genre_detector.py"), "--jsonl", *corpus]
-        code, megabytes = peak_of(command, Path(name) / "answers", errors)
+        call = [sys.executable, str(ROOT / "genre_detector.py"), "--jsonl", *corpus]
+        code, megabytes = peak_of(call, Path(name) / "answers", errors)
         lines = errors.read_text(encoding="utf-8").split("\n")[:-1]
         refused = [path for path, case in corpus.items() if case.outcome == REFUSED]
         once = sum(sum(f": {one_line(path)}: " in line for line in lines) == 1 for path in refused)

@@ -7,16 +7,13 @@ import csv
 import dataclasses
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from common import UserError
 from files import whole_file
-from rules import OPTIONS, option_value
+from rules import OPTIONS, option_type
 
 Row = dict[str, str]
 
@@ -29,7 +26,7 @@ def read_recipe(text: str) -> dict[str, Any]:
         if name not in OPTIONS or not value:
             raise UserError(f"--recipe {word}: write NAME=N with one of {', '.join(OPTIONS)}")
         try:
-            changes[name] = option_value(name, value)
+            changes[name] = option_type(name)(value)
         except argparse.ArgumentTypeError as error:
             raise UserError(f"--recipe {word}: {error}") from None
     return changes

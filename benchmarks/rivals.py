@@ -8,14 +8,10 @@ epochs, and in "published", as in hyper-dynamic, loss weights that follow the er
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from predict import window_hop
 from rules import ClassState, Schedule, Settings, draw_windows, training_window

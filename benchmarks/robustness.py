@@ -5,7 +5,7 @@ steered the training's rules, so the first row is no held-out accuracy; what cou
 Networks with a --refit, which were trained on these songs, are refused.
 
 Reads   data/metadata.json, data/processed/val_files.txt, the songs, models/
-Writes  benchmarks/results/robustness.csv    songs right, by condition and model
+Writes  benchmarks/results/robustness.csv    songs right, by condition and model, with seed and versions
 
 Example
     python benchmarks/robustness.py --seed 0
@@ -24,10 +24,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from recipes import write_rows
+
 from catalogue import read_catalogue
-from common import UserError, argument_parser, command, format_table, path_name, progress
+from common import UserError, argument_parser, command, format_table, path_name, progress, versions_line
 from decoding import SAMPLE_RATE, decode
-from files import write_text
 
 
 @dataclass
@@ -123,9 +124,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                     counts = right.setdefault(name, {}).setdefault(model, 0)
                     right[name][model] = counts + int(outputs.argmax() == labels[index])
     models = list(right["as they are"])
-    lines = ["condition,songs," + ",".join(models)]
-    lines += [",".join([f'"{name}"', str(len(tracks)), *(str(by[m]) for m in models)]) for name, by in right.items()]
-    write_text(args.results / "robustness.csv", "\n".join(lines) + "\n")
+    same = {"songs": str(len(tracks)), "seed": str(args.seed), "versions": versions_line()}
+    table = [{"condition": name, **same, **{m: str(by[m]) for m in models}} for name, by in right.items()]
+    write_rows(args.results / "robustness.csv", ["condition", "songs", *models, "seed", "versions"], table)
     rows = [[name, *(f"{100 * by[m] / len(tracks):.1f}" for m in models)] for name, by in right.items()]
     print(format_table((f"{len(tracks)} validation songs, accuracy in %", *models), rows))
     return 0

@@ -145,6 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import torch
 
+    from distributed import Team
     from hyper_dynamic import Trainer
 
     torch.set_num_threads(1)
@@ -157,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             songs = max(1, round(settings.batch_size * args.batches * window * (1 - settings.overlap) / FRAMES))
             catalogue = noise_catalogue(Path(folder), settings.features, songs)
-            trainer = Trainer(settings, script.NETWORK, catalogue, Path(folder), 0, "cpu")
+            trainer = Trainer(settings, script.NETWORK, catalogue, Path(folder), 0, Team(torch.device("cpu")))
             loop, network, alone = measure(trainer, args.turns, args.batches)
         shares = [f"{100 * loop / network:.0f}", f"{100 * loop / alone:.0f}"]
         rows.append([name.removeprefix("train_"), f"{loop:.1f}", f"{network:.1f}", f"{alone:.1f}", *shares])

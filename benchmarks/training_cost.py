@@ -102,6 +102,7 @@ def run(job: tuple[Any, ...], catalogue: Catalogue, counts: list[int]) -> Row:
     """
     import torch
 
+    from distributed import Team
     from extract_features import load_features
     from hyper_dynamic import Trainer
     from predict import network_outputs
@@ -117,7 +118,7 @@ def run(job: tuple[Any, ...], catalogue: Catalogue, counts: list[int]) -> Row:
             catalogue,
             Path(folder),
             seed,
-            "cpu",
+            Team(torch.device("cpu")),
             schedule=schedule_of(schedule, settings, overlap, counts),
         )
         meta = trainer.run(resume=False)

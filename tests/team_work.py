@@ -50,7 +50,7 @@ def main(data: Path, out: Path) -> None:
     ]
     with team_on(torch.device("cpu")) as team:
         for settings, build, augmentation in runs:
-            trainer = Trainer(settings, build, catalogue, out / settings.name, 7, "cpu", augmentation, team, refit=1)
+            trainer = Trainer(settings, build, catalogue, out / settings.name, 7, team, augmentation, refit=1)
             team.tell(trainer.folder.mkdir, 0o777, True)
             trainer.run(resume=False)
             tensors = {f"network.{name}": value for name, value in trainer.network.state_dict().items()}

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.fft import dct
 
-from augment import Augmentation, change_windows, cut_windows, dct_basis, mixup
+from augment import Augmentation, change_windows, cut_windows, mixup
+from extract_features import dct_basis
 
 NOTHING = Augmentation(*(0.0 for _ in dataclasses.fields(Augmentation)))
 EVERYTHING = Augmentation(noise_chance=1, band_limit_chance=1, low_cut_chance=1, mask_chance=1)
@@ -24,7 +25,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_zero_strengths_change_nothing():
     windows = normal(6, 40, 128)
     torch.testing.assert_close(change_windows(windows, NOTHING), windows, rtol=0, atol=1e-6)
-    basis = dct_basis(20, 128)
+    basis = torch.from_numpy(dct_basis())
     mfcc = windows @ basis.T
     torch.testing.assert_close(change_windows(mfcc, NOTHING, basis), mfcc, rtol=0, atol=1e-5)
 
@@ -50,13 +51,46 @@ def test_pitch_moves_high_bands_alike_and_low_bands_less():
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 70), st.booleans(), st.floats(0.01, 30), st.integers(0, 10**6))
 def test_changed_windows_keep_shape_and_stay_finite(count, frames, mfcc, scale, seed):
-    basis = dct_basis(20, 128) if mfcc else None
+    basis = torch.from_numpy(dct_basis()) if mfcc else None
     windows = scale * normal(count, frames, 20 if mfcc else 128, seed=seed)
     torch.manual_seed(seed)
     changed = change_windows(windows, EVERYTHING, basis)
     assert changed.shape == windows.shape
     assert changed.dtype == torch.float32
     assert torch.isfinite(changed).all()
+
+
+@pytest.mark.parametrize(
+    ("field", "lost", "kept"),
+    [("band_limit_chance", slice(122, 128), slice(0, 58)), ("low_cut_chance", slice(0, 3), slice(16, 128))],
+)
+def test_lost_bands_are_the_highest_or_the_lowest(field, lost, kept):
+    torch.manual_seed(0)
+    gone = (change_windows(normal(200, 9, 128), dataclasses.replace(NOTHING, **{field: 1.0})) == 0).all(dim=1)
+    assert gone[:, lost].all()
+    assert not gone[:, kept].any()
+
+
+def test_noise_drowns_quiet_cells_and_leaves_each_bands_mean():
+    torch.manual_seed(0)
+    windows = normal(16, 40, 128)
+    noisy = change_windows(windows, dataclasses.replace(NOTHING, noise_chance=1.0))
+    torch.testing.assert_close(noisy.mean(1), windows.mean(1), rtol=0, atol=1e-5)
+    assert (noisy.amax(1) - noisy.amin(1) < windows.amax(1) - windows.amin(1)).all()
+
+
+def test_a_mask_is_a_block_of_time_and_one_of_bands():
+    torch.manual_seed(0)
+    gone = change_windows(normal(200, 100, 128), dataclasses.replace(NOTHING, mask_chance=1.0)) == 0
+    for whole, most in ((gone.all(dim=1), 0.12 * 128 + 1), (gone.all(dim=2), 0.2 * 100 + 1)):
+        assert 1 <= whole.sum(dim=1).max() <= most
+        assert (whole.int().diff(dim=1) == 1).sum(dim=1).max() <= 1
+
+
+def test_contrast_goes_both_ways():
+    torch.manual_seed(0)
+    changed = change_windows(torch.ones(200, 2, 128), dataclasses.replace(NOTHING, contrast=0.2))
+    assert 0.8 <= changed.min() < 0.85 < 1.15 < changed.max() <= 1.2
 
 
 def test_same_seed_same_change():
@@ -121,7 +155,7 @@ def test_a_song_shorter_than_a_window_keeps_its_padding():
 
 
 def test_dct_basis_is_orthonormal_and_scipys():
-    basis = dct_basis(20, 128)
+    basis = torch.from_numpy(dct_basis())
     assert basis.dtype == torch.float32
     torch.testing.assert_close(basis @ basis.T, torch.eye(20), rtol=0, atol=1e-5)
     mel = normal(128, 30).numpy()
@@ -144,3 +178,9 @@ def test_mixup_of_alpha_zero_is_off():
     blend, _, share = mixup(windows, 0)
     assert share == 1
     assert torch.equal(blend, windows)
+
+
+def test_mixup_partners_are_other_songs():
+    torch.manual_seed(0)
+    _, partner, _ = mixup(normal(64, 2, 2), 1.0)
+    assert (partner != torch.arange(64)).float().mean() > 0.9

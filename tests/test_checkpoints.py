@@ -134,8 +134,7 @@ def test_another_format_version_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize("change", [{"n_mels": 96}, {"new": 1}, {"version": 0, "top_db": 60.0}])
 def test_other_feature_settings_are_refused(tmp_path, change):
     path = tmp_path / "model.safetensors"
-    record = {"format": checkpoints.WITHOUT_SUM, "feature_settings": FEATURE_SETTINGS | change}
-    save_file({"weight": torch.zeros(2)}, path, metadata={"music_genre_fusion": json.dumps(record)})
+    save_checkpoint(path, {"weight": torch.zeros(2)}, {"feature_settings": FEATURE_SETTINGS | change})
     message = refused(path)
     assert all(name in message for name in change)
 

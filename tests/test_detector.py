@@ -187,6 +187,21 @@ def test_a_song_does_not_depend_on_its_batch(detector, demo, song):
             np.testing.assert_allclose(first[0][0], both[0][0], atol=1e-5)
 
 
+def test_a_limit_takes_evenly_spaced_windows(detector, demo):
+    member = detector.members[0]
+    song = song_features(SoundReader(demo))[member.meta["settings"]["features"]]
+    every, _ = network_outputs(member.network, [song], member.window, member.overlap)[0]
+    some, _ = network_outputs(member.network, [song], member.window, member.overlap, limit=3)[0]
+    np.testing.assert_allclose(some, every[[0, (len(every) - 1) // 2, -1]], atol=1e-5)
+
+
+def test_the_released_networks_say_of_the_demo_song_what_they_said_when_released(detector, demo):
+    """No other test notices code that has drifted from the weights. A new release has new figures."""
+    said = detector.predict(demo).probabilities
+    expected = {"metal": 0.797, "hiphop": 0.102, "rock": 0.047, "pop": 0.022}
+    assert {genre: said[genre] for genre in expected} == pytest.approx(expected, abs=1e-3)
+
+
 def test_order_and_repetition_change_nothing(detector, demo, song):
     expected = detector.predict(song)
     detector.predict(demo)

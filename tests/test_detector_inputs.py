@@ -154,6 +154,19 @@ def test_av_formats_sound_like_what_went_in(encode, tmp_path, suffix, codec):
     assert np.abs(sound.samples[2_000:5_000]).max() == pytest.approx(0.3, abs=0.05), "the mean of both channels"
 
 
+def test_what_an_av_file_has_lost_is_told(encode, tmp_path):
+    path = encode(tmp_path / "song.wma", "wmav2", seconds=20)
+    content = path.read_bytes()
+    whole, told = decode(path), set()
+    for place in range(len(content) // 8, len(content), len(content) // 8):
+        path.write_bytes(content[:place] + bytes(4000) + content[place + 4000 :])
+        sound = decode(path)
+        if whole.seconds - sound.seconds > 0.1:
+            [note] = sound.notes
+            told.add(note.partition(" s ")[2].split(" (")[0])
+    assert "in between can't be decoded and are left out" in told
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no such names there")
 def test_an_av_file_may_have_any_name(encode, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,20 @@ def test_an_error_leaves_the_file_as_it_was(mutagen, render_tone, tmp_path, monk
         write_genre(path, "rock")
     assert path.read_bytes() == before
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["song.flac", "song.seen"]
+
+
+def test_a_folder_that_can_not_be_written_to_costs_one_song(mutagen, detect, song, tmp_path, monkeypatch):
+    other = shutil.copy(song, tmp_path / "other.flac")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    code, out, err = detect("--jsonl", "--write-tags", "--yes", "--min-confidence", 0, song, other)
+    assert code == 1
+    assert len(out.splitlines()) == 2
+    for path, line in zip((song, other), err.splitlines(), strict=True):
+        assert f"{path}: its tags can't be written (Read-only file system); the file is as it was" in line
 
 
 @pytest.fixture

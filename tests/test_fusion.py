@@ -74,6 +74,13 @@ def test_weights_follow_what_members_know():
     np.testing.assert_allclose(fit_weighted(same, NONE_KEPT).coefficients[[0, 4], 0], 0.5, atol=1e-3)
 
 
+def test_weights_of_few_songs_stay_near_equal():
+    """Three songs that one of three members knows: too few to trust it alone."""
+    scores = np.array([[[9.0, 0], [0, 9], [0, 9]]] * 3)
+    rows = Rows(calibrated(scores).astype(np.float32), np.zeros((3, 0)), np.zeros(3, dtype=int))
+    assert 0.34 < fit_weighted(rows, NONE_KEPT).coefficients[0, 0] < 0.75
+
+
 def test_temperature_divides_the_scores():
     rng = np.random.default_rng(0)
     fusion = Fusion("any", rng.normal(size=(8, 4)), rng.normal(size=4), NONE_KEPT, temperature=2.0)
@@ -192,6 +199,8 @@ def test_calibration_error_known_values():
     assert calibration_error(sure, np.arange(10) % 2) == pytest.approx(0.5)
     two_bins = np.array([[0.85, 0.15]] * 2 + [[0.95, 0.05]] * 2)  # 35 % too sure, 5 % too unsure
     assert calibration_error(two_bins, np.array([0, 1, 0, 0])) == pytest.approx((0.35 + 0.05) / 2)
+    one_of_ten_bins = np.array([[0.81, 0.19], [0.89, 0.11]] * 10)
+    assert calibration_error(one_of_ten_bins, np.array([0] * 18 + [1] * 2)) == pytest.approx(0.05)
     four_fifths = np.tile([0.8, 0.2], (10, 1))
     assert calibration_error(four_fifths, np.array([0] * 8 + [1] * 2)) == pytest.approx(0)
 

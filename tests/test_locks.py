@@ -82,7 +82,7 @@ def test_a_killed_run_holds_nothing_and_is_swept_up(repo, tmp_path):
     folder = tmp_path / "data"
     process = hold(folder, repo)
     (folder / "raw").mkdir()
-    for name in ("raw/.mine.part", ".metadata.json.x.part", "kept.txt"):
+    for name in ("raw/.mine.mgf-part", ".metadata.json.x.mgf-part", ".theirs.part"):
         (folder / name).touch()
     with pytest.raises(UserError, match=f"in use by process {process.pid} "), locked(folder):
         pass
@@ -91,19 +91,19 @@ def test_a_killed_run_holds_nothing_and_is_swept_up(repo, tmp_path):
     assert (folder / ".lock").exists()
     with locked(folder):
         assert f"process {os.getpid()} " in (folder / ".lock").read_text()
-    assert sorted(path.name for path in folder.rglob("*")) == [".mine.part", "kept.txt", "raw"]
+    assert sorted(path.name for path in folder.rglob("*")) == [".mine.mgf-part", ".theirs.part", "raw"]
     process.communicate()
 
 
 def test_a_folder_that_another_run_has_is_not_swept(tmp_path):
     for folder in ("data", "data/models/dpa_cnn"):
         (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / ".latest.safetensors.x.part").touch()
+        (tmp_path / folder / ".latest.safetensors.x.mgf-part").touch()
     with locked(tmp_path / "data" / "models" / "dpa_cnn"):
-        (tmp_path / "data/models/dpa_cnn/.latest.safetensors.y.part").touch()
+        (tmp_path / "data/models/dpa_cnn/.latest.safetensors.y.mgf-part").touch()
         with locked(tmp_path / "data"):
             pass
-        assert [path.name for path in tmp_path.rglob("*.part")] == [".latest.safetensors.y.part"]
+        assert [path.name for path in tmp_path.rglob("*.mgf-part")] == [".latest.safetensors.y.mgf-part"]
 
 
 def test_folders_made_for_nothing_go(tmp_path):

@@ -18,6 +18,7 @@ import train_dpa_cnn
 from catalogue import read_catalogue
 from checkpoints import load_checkpoint
 from common import UserError
+from distributed import Team
 from extract_model_features import load_members
 from stopping import resume_command
 from train_fusion import CANDIDATES, Rows
@@ -139,7 +140,7 @@ class Explosive(nn.Module):
 def test_an_exploding_gradient_ends_the_run_before_it_spoils_the_weights(tmp_path):
     catalogue = read_catalogue(write_tiny_data(tmp_path / "data", EVEN))
     settings = hyper_dynamic.Settings("explosive", "mfcc", epochs=3, window=32, share=1.0, check_every=1)
-    trainer = hyper_dynamic.Trainer(settings, Explosive, catalogue, tmp_path / "models", 0, "cpu")
+    trainer = hyper_dynamic.Trainer(settings, Explosive, catalogue, tmp_path / "models", 0, Team(torch.device("cpu")))
     with pytest.raises(UserError, match=r"the gradient is (nan|inf) in epoch 1: try a smaller --learning-rate"):
         trainer.run(resume=False)
     for network in (trainer.network, trainer.average):

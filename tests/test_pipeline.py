@@ -44,7 +44,7 @@ def predictions(results: Path) -> list[dict[str, str]]:
     songs: dict[str, dict[str, str]] = {}
     with (results / "predictions.csv").open(newline="") as stream:
         for row in csv.DictReader(stream):
-            likely = {genre: float(row[genre]) for genre in GENRES}
+            likely = {genre: float(row[f"p_{genre}"]) for genre in GENRES}
             assert sum(likely.values()) == pytest.approx(1, abs=1e-4)
             if row["split"] == "test":
                 song = songs.setdefault(row["track"], {"track": row["track"], "genre": row["genre"]})
@@ -80,6 +80,8 @@ def test_each_script_says_which_comes_next(pipeline):
     assert list(said) == [name for name in names if name != "evaluate.py"]
     for name, line in said.items():
         assert line.startswith("next: ")
+        given = "--data and --models as here" if name.startswith(("train_", "extract_model")) else "--data as here"
+        assert line.endswith(f"({given}, where it takes them)")
         assert name == "train_fusion.py" or {*line.replace(",", "").split()} & {*names[names.index(name) + 1 :]}
 
 
@@ -105,9 +107,9 @@ def test_every_song_has_its_features(pipeline, catalogue):
 
 
 @pytest.mark.parametrize("name", MEMBERS)
-def test_a_training_writes_its_four_files(pipeline, catalogue, name):
+def test_a_training_writes_its_three_files(pipeline, catalogue, name):
     folder = pipeline.models / name
-    files = ["best.safetensors", "latest.safetensors", "log.jsonl", "model.safetensors"]
+    files = ["latest.safetensors", "log.jsonl", "model.safetensors"]
     assert sorted(path.name for path in folder.iterdir()) == files
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in records] == list(range(4))
@@ -241,7 +243,7 @@ def test_composite_stands_only_under_its_own_name(pipeline, evaluation):
 
 
 def test_nothing_half_written_is_left(pipeline):
-    assert not list(pipeline.data.parent.rglob("*.part"))
+    assert not list(pipeline.data.parent.rglob("*.mgf-part"))
 
 
 # ---------------------------------------------------------------- detection is evaluation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -193,6 +194,22 @@ def test_unusable_songs_are_named_and_left_out(
     assert metadata(tmp_path / "data")["left_out"] == len(reasons)
     assert not {song.track for song in catalogue.songs.values() if song.verdict != "ok"} & set(split_of(catalogue))
     assert len(split_of(catalogue)) == 18
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names there are always valid text")
+def test_names_are_in_any_script_but_valid_text(
+    tmp_path: Path, songs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = shutil.copytree(songs, tmp_path / "set")
+    joined = ["\u0645\u06cc\u200c\u062e\u0648", "\U0001f469\u200d\U0001f3a4"]  # with zero-width joiners
+    for name, number in zip([*joined, "\u202eturned"], range(3), strict=True):
+        (source / "samba" / f"samba.{number:05d}.wav").rename(source / "samba" / f"{name}.wav")
+    os.rename(source / "waltz", os.fsencode(source) + b"/wal\xfftz")
+    catalogue = run(tmp_path / "data", "--source", source)
+    assert catalogue.genres == ["polka", "samba", "wal\\udcfftz"]
+    assert {f"samba.{name}" for name in joined} < set(split_of(catalogue))
+    assert len(split_of(catalogue)) == 11
+    assert "\\u202eturned.wav: its name holds" in capsys.readouterr().err
 
 
 def test_recorded_facts_are_those_of_the_file(tmp_path: Path) -> None:

@@ -103,6 +103,8 @@ def test_a_protocol_runs_through_the_scripts_and_goes_on(mini_features, runs, tm
         assert first["models"][model]["mean"] == pytest.approx(alone["models"][model]["test"]["song_accuracy"])
         assert first["models"][model]["confusion"] == alone["models"][model]["test"]["confusion"]
         assert first["models"][model]["validation"] == alone["models"][model]["val"]["song_accuracy"]
+    assert first["splits"] == [read_catalogue(runs / "artist_0" / "data").split]
+    assert first["seeds"]["dpa_cnn"] == [0]
     for name in ("protocol_artist_confusion.png", "protocol_artist_reliability.png"):
         assert (results / name).read_bytes().startswith(b"\x89PNG")
     assert "1 of 5 artist-grouped folds" in readme.read_text()
@@ -154,7 +156,7 @@ def test_a_step_that_fails_names_its_log(mini_features, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "training", ["--epochs 0", "--epoch's 3", "--no-such-option", "--seed 7", "--models m", "--force"]
+    "training", ["--epochs 0", "--epoch's 3", "--help", "--no-such-option", "--seed 7", "--models m", "--force"]
 )
 def test_bad_options_for_the_trainings_are_bad_usage(mini_features, tmp_path, training):
     command = ["--data", str(mini_features[0]), "--protocol", "artist", "--runs", str(tmp_path / "runs")]
@@ -213,7 +215,9 @@ def test_a_failed_training_ends_a_protocol_before_others_begin(mini_features, tm
     assert all(name.startswith("artist_0") for name in began)
 
 
-@pytest.mark.parametrize(("old", "new"), [("model,blues", "model,bleus"), ("test,", "test,another_"), ("0.0", "o.o")])
+@pytest.mark.parametrize(
+    ("old", "new"), [("model,p_blues", "model,p_bleus"), ("test,", "test,another_"), ("0.0", "o.o")]
+)
 def test_damaged_answers_of_a_round_are_named(runs, tmp_path, old, new):
     folder = shutil.copytree(runs / "artist_0", tmp_path / "artist_0", symlinks=True)
     path = folder / "results" / "predictions.csv"
@@ -306,6 +310,8 @@ def test_pooled_figures():
         {"a": [0.5, 0.7]},
         {"a": [9, 9]},
         {"a": {"epochs": 4, "refit": 2}},
+        {"a": [0, 0]},
+        [{"seed": 0}, {"seed": 1}],
     )
     result = pooled(pool, "fusion")
     models = result["models"]

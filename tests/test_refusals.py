@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from conftest import QUICK
 from test_pipeline import copy_data, edit_metadata, one_line
 
 import create_cleaned_features
 import evaluate
 import extract_features
 import extract_model_features
+import train_ecas_cnn
 import train_fusion
 import verify_model_features
 from catalogue import read_catalogue
@@ -86,7 +89,14 @@ def test_features_of_another_song_are_refused(pipeline, tmp_path, capsys):
 @pytest.mark.parametrize("script", [create_cleaned_features, verify_model_features, train_fusion])
 @pytest.mark.parametrize(
     "text",
-    ["{}", "[]", "7", "{", '{"split": {}, "members": [], "settings": {}, "sizes": {}, "held_out": {"val": true}}'],
+    [
+        "{}",
+        "[]",
+        "7",
+        "{",
+        '{"sizes": {"a": 1.5}, "split": {}, "members": {}, "settings": {}, "held_out": {"val": 1}}',
+        '{"split": {}, "members": [], "settings": {}, "sizes": {}, "held_out": {"val": true}}',
+    ],
 )
 def test_a_damaged_provenance_is_refused(pipeline, tmp_path, capsys, script, text):
     data = copy_data(pipeline, tmp_path)
@@ -114,6 +124,29 @@ def test_another_split_is_refused(pipeline, tmp_path, capsys, script):
     assert script.main(args) == 1
     line = one_line(capsys)
     assert "split" in line
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("script", [evaluate, extract_model_features, train_ecas_cnn])
+def test_songs_that_have_changed_places_are_refused(pipeline, tmp_path, capsys, script):
+    """A song that was trained on must not be tested under another song's name."""
+    data = copy_data(pipeline, tmp_path, features=True)
+    splits = read_catalogue(data).splits
+    one, other = splits["train"][0], splits["test"][0]
+
+    def swap(value: dict[str, Any]) -> None:
+        songs = {song["track"]: song for song in value["songs"]}
+        for name in ("sha256", "path"):
+            songs[one][name], songs[other][name] = songs[other][name], songs[one][name]
+
+    edit_metadata(data, swap)
+    assert extract_features.main(["--data", str(data), "--workers", "1"]) == 0
+    models = shutil.copytree(pipeline.models, tmp_path / "models")
+    options = [*map(str, QUICK), "--resume"] if script is train_ecas_cnn else []
+    options += ["--results", str(tmp_path / "results")] if script is evaluate else []
+    assert script.main(["--data", str(data), "--models", str(models), *options]) == 1
+    line = one_line(capsys)
+    assert "have changed since" in line or "have other contents" in line
     assert not (tmp_path / "results").exists()
 
 
@@ -180,6 +213,23 @@ def not_numbers(folder: Path) -> None:
     np.save(folder / "val_features_cleaned.npy", np.array([["a", "b"]] * 12))
 
 
+def no_rows(folder: Path) -> None:
+    np.save(folder / "val_log_probabilities.npy", np.load(folder / "val_log_probabilities.npy")[:0])
+
+
+def labels_of_no_dimension(folder: Path) -> None:
+    np.save(folder / "val_labels.npy", np.array(3))
+
+
+def tracks_in_a_table(folder: Path) -> None:
+    np.save(folder / "val_tracks.npy", np.load(folder / "val_tracks.npy")[None])
+
+
+def features_of_several_kinds(folder: Path) -> None:
+    array = np.load(folder / "val_features.npy")
+    np.save(folder / "val_features.npy", np.zeros(array.shape, dtype=[("a", "f4")]))
+
+
 def constant(folder: Path) -> None:
     array = np.load(folder / "train_features_cleaned.npy")
     array[:, 4] = 1
@@ -193,8 +243,11 @@ def constant(folder: Path) -> None:
         (infinity, "train_features_cleaned.npy", "1 rows hold NaN or infinity"),
         (swapped_labels, "train_features.npy", "labels are not those of the catalogue"),
         (leaked_test_song, "train_features.npy", "songs are not those of the split"),
-        (leaked_test_song, "both train and test", ""),
-        (a_row_too_few, "test_features.npy", "12 rows, 13 labels, 13 tracks"),
+        (a_row_too_few, "test_features.npy", "labels are int64 (13,), 12 rows need one each"),
+        (no_rows, "val_log_probabilities.npy", "(0, 30), not a table of numbers"),
+        (labels_of_no_dimension, "val_features.npy", "labels are int64 (), 12 rows need one each"),
+        (tracks_in_a_table, "val_features.npy", "need one each"),
+        (features_of_several_kinds, "val_features.npy", "not a table of numbers"),
         (not_a_table, "test_features.npy", "not a table of numbers"),
         (not_numbers, "val_features_cleaned.npy", "not a table of numbers"),
         (constant, "train_features_cleaned.npy", "1 cleaned dimensions are constant"),

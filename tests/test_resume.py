@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_stops import no_larger_files
@@ -119,13 +120,13 @@ def test_killed_and_resumed_equals_uninterrupted(repo, data, whole, tmp_path):
     run_until(words, tmp_path, 2, signal.SIGKILL)
     with path.open("a") as stream:
         stream.write('{"epoch": 4, "lo')  # what a kill may leave: half a line, half a checkpoint
-    (tmp_path / NAME / ".latest.safetensors.x.part").write_bytes(b"half")
+    (tmp_path / NAME / ".latest.safetensors.x.mgf-part").write_bytes(b"half")
 
     subprocess.run([*words, "--resume"], check=True, capture_output=True, timeout=200)
     assert equal(tmp_path, whole)
     assert log(tmp_path) == log(whole)
     assert progress(tmp_path) == progress(whole)
-    files = ["best.safetensors", "latest.safetensors", "log.jsonl", "model.safetensors"]
+    files = ["latest.safetensors", "log.jsonl", "model.safetensors"]
     assert sorted(file.name for file in (tmp_path / NAME).iterdir()) == files
 
 
@@ -157,7 +158,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(data, tmp_
         assert train_ecas_cnn.main([*words, "--resume"]) == 1
     assert str(kept.parent) in one_line(capsys)
     assert kept.read_bytes() == before
-    assert not list(kept.parent.glob(".*.part"))
+    assert not list(kept.parent.glob(".*.mgf-part"))
 
 
 def test_the_seed_decides_the_run(data, whole, tmp_path):
@@ -225,13 +226,24 @@ def test_options_out_of_range_are_bad_usage(capsys, option):
     assert option.split()[0] in capsys.readouterr().err
 
 
-def test_the_end_of_the_schedule_is_released_where_that_is_asked_for(data, tmp_path):
-    assert train_ecas_cnn.main(arguments(data, tmp_path, "--last", 1)) == 0
-    meta = load_checkpoint(tmp_path / NAME / "model.safetensors", "")[1]
-    assert meta["released_epoch"] == 5
-    last, _ = load_checkpoint(tmp_path / NAME / "latest.safetensors", "")
+def test_the_end_of_the_schedule_is_released(whole):
+    assert load_checkpoint(whole / NAME / "model.safetensors", "")[1]["released_epoch"] == 5
+    last, _ = load_checkpoint(whole / NAME / "latest.safetensors", "")
     assert all(
         torch.equal(last[f"average.{name}"].half(), value)
-        for name, value in weights(tmp_path).items()
+        for name, value in weights(whole).items()
         if value.is_floating_point()
+    )
+
+
+def test_the_least_validation_loss_is_released_where_that_is_asked_for(data, tmp_path):
+    """The learning rate is so high that the last check is not the best."""
+    options = ("--last", 0, "--check-every", 1, "--learning-rate", 1, "--seed", 0)
+    assert train_ecas_cnn.main(arguments(data, tmp_path, *options)) == 0
+    losses = [record["val_loss"] for record in log(tmp_path)]
+    best, meta = load_checkpoint(tmp_path / NAME / "best.safetensors", "")
+    assert meta["progress"]["best_loss"] == min(losses) < losses[-1]
+    assert load_checkpoint(tmp_path / NAME / "model.safetensors", "")[1]["released_epoch"] == 1 + np.argmin(losses)
+    assert all(
+        torch.equal(best[name].half(), value) for name, value in weights(tmp_path).items() if value.is_floating_point()
     )

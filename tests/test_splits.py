@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from catalogue import SPLITS, artist_names
 from common import UserError
-from splits import check_apart, drop_crossing_repeats, drop_joint_credits, linked_groups, share_out, split_fold
+from splits import check_apart, drop_crossing_repeats, drop_joint_credits, share_out, split_fold, track_groups
 
 
 @st.composite
@@ -18,7 +18,7 @@ def labelled_groups(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     labels = draw(st.lists(st.integers(0, 3), min_size=count, max_size=count))
     keys = draw(st.lists(st.sampled_from(["", "", "", *"abcdefgh"]), min_size=count, max_size=count))
     pairs = draw(st.lists(st.tuples(st.integers(0, count - 1), st.integers(0, count - 1)), max_size=5))
-    return np.array(labels), linked_groups(count, keys, pairs)
+    return np.array(labels), track_groups(range(count), keys, pairs)
 
 
 @given(labelled_groups(), st.integers(0, 2**40), st.integers(2, 4))
@@ -54,7 +54,7 @@ def test_other_seed_other_split() -> None:
 
 
 def test_groups_join_through_others_but_not_through_blanks() -> None:
-    groups = linked_groups(6, ["a", "b", "", "a", "", "b"], [(2, 3)])
+    groups = track_groups(range(6), ["a", "b", "", "a", "", "b"], [(2, 3)])
     assert groups[0] == groups[2] == groups[3]
     assert len({groups[0], groups[1], groups[4]}) == 3
     assert groups[1] == groups[5]

@@ -15,6 +15,7 @@ import hyper_dynamic
 import train_ecas_cnn
 from catalogue import read_catalogue
 from common import UserError
+from distributed import Team
 from predict import window_starts
 from rules import ClassState, Schedule, Settings, learning_rate, update_classes
 
@@ -25,6 +26,7 @@ import training_cost
 from recipes import check_rows, read_recipe, recipe_text
 from rivals import SCHEDULES, Counted, InfoBatch, schedule_of, settings_of
 
+TEAM = Team(torch.device("cpu"))
 SCRIPT = Settings(name="x", features="mfcc", window=100)
 LENGTHS = [1000] * 20
 LABELS = np.arange(20) % 4
@@ -165,7 +167,7 @@ def test_a_factor_scales_the_loss_of_its_window(mini_features, tmp_path):
     rules = Settings(name="x", features="mfcc", **quick)
     ends = []
     for schedule in (None, Factors(rules), Factors(rules)):
-        trainer = hyper_dynamic.Trainer(rules, train_ecas_cnn.NETWORK, catalogue, tmp_path, 3, "cpu", schedule=schedule)
+        trainer = hyper_dynamic.Trainer(rules, train_ecas_cnn.NETWORK, catalogue, tmp_path, 3, TEAM, schedule=schedule)
         before = [p.detach().clone() for p in trainer.network.parameters()]
         if len(ends) == 2:
             schedule.value = 0.0
@@ -181,7 +183,7 @@ def test_the_loop_follows_the_settings_of_rate_and_average(mini_features, tmp_pa
     rules = Settings(
         name="x", features="mfcc", epochs=2, width=0.02, window=48, share=0.2, final_rate=final, average=average
     )
-    trainer = hyper_dynamic.Trainer(rules, train_ecas_cnn.NETWORK, read_catalogue(mini_features[0]), tmp_path, 3, "cpu")
+    trainer = hyper_dynamic.Trainer(rules, train_ecas_cnn.NETWORK, read_catalogue(mini_features[0]), tmp_path, 3, TEAM)
     for epoch in range(rules.epochs):
         trainer._train_epoch(epoch)
     steps = trainer.state.steps // rules.epochs
