@@ -112,7 +112,7 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
             one_of_many = os.environ.get("RANK", "0") != "0"  # processes that train together
             if code == 0 and after and not one_of_many:
                 folders = [name for name in ("--data", "--models") if _is_given(name, argv)]
-                print(f"next: {after[1]}" + f" ({' and '.join(folders)} as here, where it takes them)" * bool(folders))
+                print(f"next: {after[1]}" + f" (same {', '.join(folders)} where taken)" * bool(folders))
             return code
         except UserError as error:
             complain(str(error))

@@ -281,9 +281,10 @@ def _run(args: argparse.Namespace) -> int:
     def save_index() -> None:
         write_json(index_path, {"settings": FEATURE_SETTINGS, "songs": dict(sorted(done.items()))})
 
-    for track in todo:  # the index must not vouch for files that are about to change
+    for track in todo:
         done.pop(track, None)
-    save_index()
+    if todo and index_path.exists():  # it must not vouch for files that are about to change
+        save_index()
     started = saved = time.monotonic()
     failed = 0
     for track, problem in progress(_extract_all(catalogue, todo, args.workers), "features", len(todo)):

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_pipeline import one_line
+from helpers import one_line
 
 import genre_detector
 from common import UserError

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import GENRES, SIZES, copy_data, edit_metadata, predictions
 
 import create_cleaned_features
 import evaluate
@@ -18,12 +17,8 @@ import genre_detector
 import train_fusion
 from catalogue import SPLITS, Catalogue, read_catalogue
 from checkpoints import load_checkpoint
-from files import write_json
 from genre_detector import GenreDetector
 from predict import wilson_interval
-
-MEMBERS = {"cnn_bigru": 256, "dpa_cnn": 512, "ecas_cnn": 128}
-GENRES = ["blues", "classical", "country", "disco", "hiphop", "jazz", "metal", "pop", "reggae", "rock"]
 
 
 @pytest.fixture(scope="module")
@@ -39,38 +34,6 @@ def evaluation(pipeline) -> dict:
     return json.loads((pipeline.results / "evaluation.json").read_text(), parse_constant=refuse)
 
 
-def predictions(results: Path) -> list[dict[str, str]]:
-    """A row a test song: track, genre, and what each model said of it."""
-    songs: dict[str, dict[str, str]] = {}
-    with (results / "predictions.csv").open(newline="") as stream:
-        for row in csv.DictReader(stream):
-            likely = {genre: float(row[f"p_{genre}"]) for genre in GENRES}
-            assert sum(likely.values()) == pytest.approx(1, abs=1e-4)
-            if row["split"] == "test":
-                song = songs.setdefault(row["track"], {"track": row["track"], "genre": row["genre"]})
-                song[row["model"]] = max(likely, key=lambda genre: likely[genre])
-    return list(songs.values())
-
-
-def copy_data(pipeline, target: Path, features: bool = False) -> Path:
-    """A copy of the data folder that a test may change; without the per-song features unless asked for."""
-    ignore = None if features else shutil.ignore_patterns("melspectrogram_normalized", "mfcc")
-    return shutil.copytree(pipeline.data, target / "data", ignore=ignore)
-
-
-def edit_metadata(data: Path, change) -> None:
-    value = json.loads((data / "metadata.json").read_text())
-    change(value)
-    write_json(data / "metadata.json", value)
-
-
-def one_line(capsys) -> str:
-    """The only line on stderr."""
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1, lines
-    return lines[0]
-
-
 # ---------------------------------------------------------------- what is there afterwards
 
 
@@ -80,8 +43,8 @@ def test_each_script_says_which_comes_next(pipeline):
     assert list(said) == [name for name in names if name != "evaluate.py"]
     for name, line in said.items():
         assert line.startswith("next: ")
-        given = "--data and --models as here" if name.startswith(("train_", "extract_model")) else "--data as here"
-        assert line.endswith(f"({given}, where it takes them)")
+        given = "--data, --models" if name.startswith(("train_", "extract_model")) else "--data"
+        assert line.endswith(f" (same {given} where taken)")
         assert name == "train_fusion.py" or {*line.replace(",", "").split()} & {*names[names.index(name) + 1 :]}
 
 
@@ -106,7 +69,7 @@ def test_every_song_has_its_features(pipeline, catalogue):
     assert index["songs"] == {track: song.sha256 for track, song in catalogue.songs.items()}
 
 
-@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize("name", SIZES)
 def test_a_training_writes_its_three_files(pipeline, catalogue, name):
     folder = pipeline.models / name
     files = ["latest.safetensors", "log.jsonl", "model.safetensors"]
@@ -127,7 +90,7 @@ def test_a_training_writes_its_three_files(pipeline, catalogue, name):
 
 def test_networks_learn_something(pipeline):
     first, last = (
-        [json.loads((pipeline.models / n / "log.jsonl").read_text().splitlines()[i])["loss"] for n in MEMBERS]
+        [json.loads((pipeline.models / n / "log.jsonl").read_text().splitlines()[i])["loss"] for n in SIZES]
         for i in (0, -1)
     )
     assert np.mean(last) < np.mean(first) - 0.1
@@ -151,7 +114,7 @@ def test_fusion_features_have_896_places(pipeline, catalogue):
         np.testing.assert_array_equal(arrays["labels"], catalogue.labels(catalogue.splits[split]))
         assert np.load(folder / f"{split}_tracks.npy").tolist() == catalogue.splits[split]
     provenance = json.loads((folder / "provenance.json").read_text())
-    assert provenance["sizes"] == MEMBERS
+    assert provenance["sizes"] == SIZES
     assert provenance["held_out"] == {"train": False, "val": True, "test": True}
     table = pipeline.runs["create_cleaned_features.py"].splitlines()
     assert table[-2].split() == ["all", "896", str((~kept).sum()), str(kept.sum())]
@@ -211,8 +174,8 @@ def test_cleaning_is_decided_without_test_songs(pipeline, tmp_path, capsys):
 def test_evaluation_figures_follow_from_the_predictions(pipeline, catalogue, evaluation):
     rows = predictions(pipeline.results)
     assert [row["track"] for row in rows] == catalogue.splits["test"]
-    assert [*rows[0]] == ["track", "genre", *MEMBERS, "fusion"]
-    for name in (*MEMBERS, "fusion"):
+    assert [*rows[0]] == ["track", "genre", *SIZES, "fusion"]
+    for name in (*SIZES, "fusion"):
         test = evaluation["models"][name]["test"]
         right = [row[name] == row["genre"] for row in rows]
         assert test["song_accuracy"] == pytest.approx(np.mean(right))
@@ -233,7 +196,7 @@ def test_evaluation_figures_follow_from_the_predictions(pipeline, catalogue, eva
 
 
 def test_composite_stands_only_under_its_own_name(pipeline, evaluation):
-    for name in MEMBERS:
+    for name in SIZES:
         composite = evaluation["models"][name]["label_conditioned_composite"]
         log = [json.loads(line) for line in (pipeline.models / name / "log.jsonl").read_text().splitlines()]
         assert composite >= max(record.get("val_accuracy", 0) for record in log) - 1e-9
@@ -253,7 +216,7 @@ def test_detector_answers_as_evaluated(pipeline, catalogue, run_script, capsys):
     rows = predictions(pipeline.results)
     songs = [str(catalogue.audio_path(row["track"])) for row in rows]
     said = {"fusion": json.loads(run_script("genre_detector.py", "--models", pipeline.models, "--json", *songs).stdout)}
-    for name in MEMBERS:
+    for name in SIZES:
         assert genre_detector.main(["--models", str(pipeline.models), "--model", name, "--json", *songs]) == 0
         said[name] = json.loads(capsys.readouterr().out)
     detector = GenreDetector("fusion", pipeline.models)
@@ -273,7 +236,7 @@ def test_stored_outputs_are_the_detectors(pipeline, catalogue):
     fusion, _ = train_fusion.load_fusion(pipeline.models)
     for index in (0, 7):
         analysis = detector.analyse(catalogue.audio_path(catalogue.splits["test"][index]))
-        said = np.stack([analysis.song[name] for name in MEMBERS])  # which evaluate.py writes, for --rounds
+        said = np.stack([analysis.song[name] for name in SIZES])  # which evaluate.py writes, for --rounds
         np.testing.assert_allclose(stored[index], said, atol=1e-3)
         outputs = fusion(stored[index : index + 1], features[index : index + 1])[0]
         np.testing.assert_allclose(outputs, analysis.song["fusion"], atol=2e-3)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import QUICK
-from test_pipeline import copy_data
+from helpers import copy_data
 
 import evaluate
 import protocols

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import QUICK
-from test_pipeline import MEMBERS, copy_data
-from test_resume import equal, log, one_line, stopped_in
+from helpers import SIZES, copy_data, equal, log, one_line, stopped_in
 from tiny_data import write_tiny_data
 
 import create_cleaned_features
@@ -200,7 +199,7 @@ def test_rounds_of_refitted_networks_calibrate_their_fusion(mini_features, used,
     assert "1 more epochs on training and validation songs" in told
     pool = read_rounds([runs / "artist_0"])
     assert pool.validation == {}
-    assert {name: values["refit"] for name, values in pool.settings.items()} == dict.fromkeys(MEMBERS, 1)
+    assert {name: values["refit"] for name, values in pool.settings.items()} == dict.fromkeys(SIZES, 1)
     assert evaluate.main([*command, training]) == 1
     assert "other settings" in one_line(capsys)
     check_settings([runs / "artist_0"], [*training.split(), "--refit", "1"])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import QUICK
-from test_pipeline import copy_data, edit_metadata, one_line
+from helpers import copy_data, edit_metadata, one_line
 
 import create_cleaned_features
 import evaluate

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from test_stops import no_larger_files
+from helpers import equal, log, no_larger_files, one_line, stopped_in, weights
 
 import train_bigru_cnn
 import train_ecas_cnn
@@ -47,31 +44,9 @@ def whole(data, tmp_path_factory) -> Path:
     return models
 
 
-def weights(models: Path) -> dict[str, torch.Tensor]:
-    return load_checkpoint(models / NAME / "model.safetensors", "")[0]
-
-
-def equal(one: Path, two: Path) -> bool:
-    """Every tensor bit for bit."""
-    first, second = weights(one), weights(two)
-    assert first.keys() == second.keys()
-    return all(torch.equal(first[name], second[name]) for name in first)
-
-
-def log(models: Path) -> list[dict[str, Any]]:
-    records = [json.loads(line) for line in (models / NAME / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
-
-
 def progress(models: Path) -> dict[str, Any]:
     meta = load_checkpoint(models / NAME / "model.safetensors", "")[1]
     return {key: value for key, value in meta["progress"].items() if key != "seconds"}
-
-
-def one_line(capsys) -> str:
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1, lines
-    return lines[0]
 
 
 def test_the_rules_are_at_work_in_this_run(whole):
@@ -97,21 +72,6 @@ def run_until(words: list[str], models: Path, epochs: int, number: int) -> tuple
         errors = run.communicate(timeout=200)[1]
     assert not (models / NAME / "model.safetensors").exists()
     return run.returncode, errors.splitlines()
-
-
-@contextmanager
-def stopped_in(last: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A training in this process hears SIGTERM as an epoch begins, and ends after its first step."""
-    honest = Trainer._train_epoch
-
-    def stopped(trainer: Trainer, epoch: int) -> dict[str, Any]:
-        if epoch == last:
-            trainer.stop(signal.SIGTERM)
-        return honest(trainer, epoch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_epoch", stopped)
-        yield
 
 
 def test_killed_and_resumed_equals_uninterrupted(repo, data, whole, tmp_path):

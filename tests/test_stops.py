@@ -11,13 +11,12 @@ import signal
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from test_pipeline import one_line
+from helpers import no_larger_files, one_line
 
 import create_cleaned_features
 import extract_features
@@ -34,19 +33,6 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has nei
 
 def files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-@contextmanager
-def no_larger_files(size: int) -> Iterator[None]:
-    """Writing fails in this process beyond ``size`` bytes a file, as on a disk that is full."""
-    import resource
-
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def refused(main: Callable[[list[str]], int], args: list[str], size: int, capsys: pytest.CaptureFixture[str]) -> str:

@@ -8,9 +8,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from helpers import copy_data, edit_metadata, one_line, predictions
 from hypothesis import given
 from hypothesis import strategies as st
-from test_pipeline import copy_data, edit_metadata, one_line, predictions
 
 import evaluate
 from catalogue import Catalogue, Song, read_catalogue
