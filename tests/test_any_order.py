@@ -18,7 +18,7 @@ import soundfile
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 import extract_features
 import prepare_gtzan_data
@@ -84,6 +84,12 @@ class Story(RuleBasedStateMachine):
         assert code in (0, 1)
         return code
 
+    @initialize(ready=st.booleans())
+    def begin(self, ready):
+        if ready:
+            self.prepare(0, None)
+            self.extract(None)
+
     @rule(seed=st.integers(0, 1), stop=stops)
     def prepare(self, seed, stop):
         source = ("--source", str(self.root / "songs"), "--workers", "1", "--seed", str(seed))
@@ -93,7 +99,7 @@ class Story(RuleBasedStateMachine):
     def extract(self, stop):
         self.call(extract_features.main, "--workers", "1", stop=stop)
 
-    @rule(stop=stops, how=st.sampled_from([[], ["--resume"], ["--force"]]))
+    @rule(stop=st.none() | st.tuples(st.integers(1, 4), st.booleans()), how=st.sampled_from([[], ["--resume"], ["--force"]]))
     def train(self, stop, how):
         options = ["--models", str(self.models), *QUICK, *how]
         self.call(train_bigru_cnn.main, *options, stop=stop)
