@@ -11,6 +11,7 @@ import io
 import math
 import os
 import re
+import shlex
 import sys
 import threading
 import time
@@ -111,8 +112,7 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
             after = re.search(r"^Next +(.*)$", main.__globals__["__doc__"] or "", re.MULTILINE)
             one_of_many = os.environ.get("RANK", "0") != "0"  # processes that train together
             if code == 0 and after and not one_of_many:
-                folders = [name for name in ("--data", "--models") if _is_given(name, argv)]
-                print(f"next: {after[1]}" + f" (same {', '.join(folders)} where taken)" * bool(folders))
+                print(f"next: {after[1]}{_folder_options(argv)}")
             return code
         except UserError as error:
             complain(str(error))
@@ -134,10 +134,14 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
     return wrapped
 
 
-def _is_given(option: str, argv: Sequence[str] | None) -> bool:
+def _folder_options(argv: Sequence[str] | None) -> str:
+    """ " (where taken: --data DIR --models DIR)" with those that were given, for the next scripts."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument(option, dest="value")
-    return parser.parse_known_args(argv)[0].value is not None
+    for name in ("data", "models"):
+        parser.add_argument(f"--{name}")
+    given = {name: value for name, value in vars(parser.parse_known_args(argv)[0]).items() if value is not None}
+    words = [word for name, value in given.items() for word in (f"--{name}", shlex.quote(value))]
+    return f" (where taken: {' '.join(words)})" if words else ""
 
 
 def _open_standard_streams() -> None:
@@ -185,10 +189,8 @@ def one_line(text: str) -> str:
 
 
 def _stays_in_line(sign: str) -> bool:
-    """Letters, signs, spaces, and what joins or parts letters; nothing that turns the direction of a line."""
-    if sign.isprintable() or unicodedata.category(sign) == "Zs":
-        return True
-    return unicodedata.category(sign) == "Cf" and unicodedata.bidirectional(sign) in ("BN", "L", "R", "AL")
+    """Letters, signs, spaces, and the two that join and part them in Persian, Hindi and emoji."""
+    return sign.isprintable() or unicodedata.category(sign) == "Zs" or sign in "\u200c\u200d"
 
 
 def workers_end_with_us(workers: int, jobs: int) -> dict[str, Any]:

@@ -51,7 +51,6 @@ class SoundReader:
     def __init__(self, path: Path, start: float = 0.0, duration: float | None = None):
         self.path, self.start, self.duration = path, start, duration
         self.rate, self.seconds, self.notes = 0, 0.0, list[str]()
-        self._lost = 0.0  # seconds that PyAV skipped
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for name, value in (("start", self.start), ("duration", self.duration)):
@@ -65,7 +64,7 @@ class SoundReader:
             rest = "whose damage can't be told" if with_av else "the others need requirements-formats.txt"
             self.notes.append(f"several streams one after the other, {rest}")
         try:
-            blocks = self._with_av() if with_av else self._mono()
+            blocks = self._with_av(several) if with_av else self._mono()
             yield from self._resampled(blocks)
         except UserError:
             raise
@@ -152,7 +151,7 @@ class SoundReader:
             elif stream.format != "MP3":  # of which ``mended`` has said what there is to say
                 self.notes += flaw(stream.extra_info, place / self.rate, wanted / self.rate, place == stream.frames)
 
-    def _with_av(self) -> Iterator[np.ndarray]:
+    def _with_av(self, several: bool) -> Iterator[np.ndarray]:
         """The same through PyAV, which decodes what libsndfile doesn't."""
         try:
             import av
@@ -161,7 +160,7 @@ class SoundReader:
                 f"{self.path}: {self.path.suffix} needs PyAV: pip install -r requirements-formats.txt"
             ) from None
 
-        read = 0
+        read, end, jumps = 0, None, 0.0
         try:
             with av.open(f"file:{self.path}", "r") as container:  # a name with a colon is no address
                 if not container.streams.audio:
@@ -173,8 +172,11 @@ class SoundReader:
                 wanted = None if self.duration is None else round(self.duration * self.rate)
                 pending: list[np.ndarray] = []
                 resampler = av.AudioResampler(format="fltp", layout=stream.layout, rate=self.rate)
-                frames = itertools.chain(self._counting_gaps(container.decode(stream)), [None])  # which flushes
+                frames = itertools.chain(container.decode(stream), [None])  # None flushes the resampler
                 for piece in itertools.chain.from_iterable(map(resampler.resample, frames)):
+                    ahead = 0.0 if end is None or piece.time is None else piece.time - end
+                    jumps += ahead if ahead > LEAST_GAP and not skip else 0.0
+                    end = None if piece.time is None else piece.time + piece.samples / self.rate
                     mono = piece.to_ndarray().mean(axis=0, dtype=np.float32)[skip:]
                     skip -= min(skip, piece.samples)
                     mono = mono if wanted is None else mono[: wanted - read]
@@ -189,19 +191,10 @@ class SoundReader:
             if not read:
                 raise ValueError(_reason(error)) from None
             self._breaks_off(read / self.rate, error)
-        if self._lost:
-            self.notes.append(f"{self._lost:.1f} s in between can't be decoded and are left out")
+        if jumps and not several:  # each of which has times of its own
+            self.notes.append(f"its times jump by {jumps:.1f} s: sound may be missing")
         if read:
             yield np.concatenate(pending) if pending else np.zeros(0, dtype=np.float32)
-
-    def _counting_gaps(self, frames: Iterable[Any]) -> Iterator[Any]:
-        """PyAV's frames of sound; where their times jump ahead, sound between them could not be decoded."""
-        end = None
-        for frame in frames:
-            if frame.time is not None and end is not None and frame.time - end > LEAST_GAP:
-                self._lost += frame.time - end
-            end = None if frame.time is None else frame.time + frame.samples / frame.rate
-            yield frame
 
     def _breaks_off(self, seconds: float, error: Exception) -> None:
         self.notes.append(f"breaks off after {seconds:.1f} s ({_reason(error)})")

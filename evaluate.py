@@ -163,6 +163,8 @@ def only_unseen(
     foreign = {*catalogue.genres} - {*detector.genres}
     if foreign:
         raise UserError(f"the networks know no {' or '.join(sorted(foreign))}: name another --data")
+    if catalogue.split == detector.meta["split"]:
+        check_split(detector.members, catalogue)  # songs are known by their names below
     known = read_seen(seen, detector.meta["split"]["sha256"])
     catalogue = dataclasses.replace(catalogue, genres=detector.genres, split=detector.meta["split"])
     artists = read_artists(index) if index else {}

@@ -146,17 +146,19 @@ def load_members(models: Path, names: Iterable[str] = MEMBERS, device: str = "au
 
 def check_split(members: Sequence[Member], catalogue: Catalogue) -> None:
     """Raise UserError unless a catalogue's training and validation songs are those of the members' training."""
+    now = catalogue.contents()
     for member in members:
-        split, now = member.meta["split"], catalogue.contents()
-        why = ""
+        split = member.meta["split"]
         if split != catalogue.split or member.genres != catalogue.genres:
-            why = f"was trained on split {split['name']!r}, seed {split['seed']}, not on the one in {catalogue.data}"
-        elif member.meta.get("contents", now) != now:  # not in releases from before it was written down
-            why = f"was trained on songs that have other contents in {catalogue.data} now"
-        if why:
             raise UserError(
-                f"{member.name} {why}, and may have seen its test songs: train it again, prepare what it was trained "
-                "on, or let evaluate.py know its songs by --seen"
+                f"{member.name} was trained on split {split['name']!r}, seed {split['seed']}, not on the one in "
+                f"{catalogue.data}, whose test songs it may have seen: train it again, prepare that split, or name the "
+                "lists of its songs to evaluate.py with --seen"
+            )
+        if (member.meta.get("contents") or now) != now:  # which older releases don't say
+            raise UserError(
+                f"{member.name} was trained on songs that have other contents in {catalogue.data} now, where its test "
+                "songs may be some of them: train it again"
             )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from common import UserError, complain
 
-PART = ".mgf-part"  # ends the names of this project's temporary files, which are swept up, and of nobody else's
+PART = ".mgf-part"  # in the names of this project's temporary files alone; those that end so are swept up
 LOCK_TRIES = 100  # in about a second
 UMASK = os.umask(0o077)  # can't be read without being set
 os.umask(UMASK)

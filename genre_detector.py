@@ -334,7 +334,7 @@ def tag(name: str, genre: str, confident: bool, write: bool) -> dict[str, Any]:
 
 
 def _check_files(args: argparse.Namespace) -> None:
-    """Raise UserError for what would be written over something else; nothing is done by then."""
+    """Raise UserError for what can't be written, or would be written over something else; nothing is done by then."""
     if args.output and args.output.is_dir():
         raise UserError(f"{args.output} is a folder: name a file in it with --output")
     if args.output and args.output.exists() and not args.output.is_file():

@@ -164,6 +164,7 @@ class Trainer:
         self.labels = catalogue.labels(tracks)
         self.scheduled = len(catalogue.splits["train"])  # the first songs; the others are for the refit
         self.class_songs = np.bincount(self.labels[: self.scheduled], minlength=len(catalogue.genres)).tolist()
+        self.contents: dict[str, str] | None = catalogue.contents()
         self.val_labels = catalogue.labels(catalogue.splits["val"])
         self.val_features = load_features(catalogue, settings.features, catalogue.splits["val"])
         weights = class_weights([None for _ in catalogue.genres], self.class_songs, settings)
@@ -356,7 +357,7 @@ class Trainer:
             "seed": self.seed,
             "refit": self.refit,
             "split": self.catalogue.split,
-            "contents": self.catalogue.contents(),
+            "contents": self.contents,
             "songs": {split: len(tracks) for split, tracks in self.catalogue.splits.items()},
             "versions": library_versions(),
             "progress": asdict(self.state),
@@ -385,7 +386,8 @@ class Trainer:
             if meta.get(key) != expected[key]:
                 what = _other_options(meta.get(key), expected[key]) if key == "settings" else f"another {key}"
                 raise UserError(f"{path} was made with {what}: repeat its options, or begin anew with --force")
-        if meta.get("contents", expected["contents"]) != expected["contents"]:
+        self.contents = meta.get("contents")  # which older versions didn't save
+        if self.contents not in (None, expected["contents"]):
             raise UserError(f"{path} was made of songs that have changed since: begin anew with --force")
         parts: dict[str, dict[str, torch.Tensor]] = {"network": {}, "average": {}, "optimiser": {}, "random": {}}
         state: dict[int, dict[str, torch.Tensor]] = {}

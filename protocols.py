@@ -67,9 +67,13 @@ def round_catalogue(
 def prepare_round(folder: Path, catalogue: Catalogue, repeats: Sequence[Any]) -> None:
     """Write the lists of a round into ``folder``/data and lend it the features that are already there."""
     data = folder / "data"
-    there = (data / "metadata.json").exists()
-    if there and read_catalogue(data).split != catalogue.split:
-        raise UserError(f"{folder} holds a round of another split: move it away or name another folder with --runs")
+    there = read_catalogue(data) if (data / "metadata.json").exists() else None
+    elsewhere = "move it away or name another folder with --runs"
+    if there and there.split != catalogue.split:
+        raise UserError(f"{folder} holds a round of another split: {elsewhere}")
+    tracks = [track for split in catalogue.splits.values() for track in split]
+    if there and any(there.songs[track].sha256 != catalogue.songs[track].sha256 for track in tracks):
+        raise UserError(f"{folder} holds a round of songs that have changed since: {elsewhere}")
     if not there:
         shutil.rmtree(data, ignore_errors=True)  # of a start that was interrupted
         (data / "processed").mkdir(parents=True)
@@ -78,7 +82,7 @@ def prepare_round(folder: Path, catalogue: Catalogue, repeats: Sequence[Any]) ->
         if features.suffix != ".txt" and not target.exists():
             target.unlink(missing_ok=True)  # a link to where the features were before
             lend(features, target)
-    if not there or read_catalogue(data).songs != catalogue.songs:  # the songs may have moved
+    if not there or there.songs != catalogue.songs:  # the songs may have moved
         write_catalogue(dataclasses.replace(catalogue, data=data), {"repeats": [{"tracks": pair} for pair in repeats]})
 
 
@@ -154,11 +158,14 @@ def train(script: str, name: str, folder: Path, seed: int, options: Sequence[str
 def is_scored(folder: Path) -> bool:
     """Whether a round's results are there, of the networks that are there and about all of its test songs."""
     path = folder / "results" / "evaluation.json"
-    if not path.exists():
+    if not path.exists() or not path.with_name("predictions.csv").exists():
         return False
     from extract_model_features import MEMBERS
 
     result = read_json(path, "evaluate.py", "checkpoints", "models")
+    with path.with_name("predictions.csv").open(encoding="utf-8") as stream:
+        if ",p_" not in stream.readline():  # as an older version wrote it
+            return False
     answers = {model.get("test", {}).get("songs") for model in result["models"].values()}
     if answers != {len(read_catalogue(folder / "data").splits["test"])}:
         return False  # a song couldn't be read when it was scored

@@ -99,7 +99,10 @@ class Story(RuleBasedStateMachine):
     def extract(self, stop):
         self.call(extract_features.main, "--workers", "1", stop=stop)
 
-    @rule(stop=st.none() | st.tuples(st.integers(1, 4), st.booleans()), how=st.sampled_from([[], ["--resume"], ["--force"]]))
+    @rule(
+        stop=st.none() | st.tuples(st.integers(1, 4), st.booleans()),
+        how=st.sampled_from([[], ["--resume"], ["--force"]]),
+    )
     def train(self, stop, how):
         options = ["--models", str(self.models), *QUICK, *how]
         self.call(train_bigru_cnn.main, *options, stop=stop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
 
@@ -43,8 +44,10 @@ def test_each_script_says_which_comes_next(pipeline):
     assert list(said) == [name for name in names if name != "evaluate.py"]
     for name, line in said.items():
         assert line.startswith("next: ")
-        given = "--data, --models" if name.startswith(("train_", "extract_model")) else "--data"
-        assert line.endswith(f" (same {given} where taken)")
+        if name.startswith(("train_", "extract_model")):
+            assert line.endswith(" (where taken: --data data --models models)")
+        else:
+            assert re.search(r" \(where taken: --data \S+\)$", line)
         assert name == "train_fusion.py" or {*line.replace(",", "").split()} & {*names[names.index(name) + 1 :]}
 
 

@@ -147,6 +147,10 @@ def test_songs_that_have_changed_places_are_refused(pipeline, tmp_path, capsys, 
     assert script.main(["--data", str(data), "--models", str(models), *options]) == 1
     line = one_line(capsys)
     assert "have changed since" in line or "have other contents" in line
+    if script is evaluate:  # which knows songs by their names
+        seen = [str(data / "processed" / f"{name}_files.txt") for name in ("train", "val")]
+        assert script.main(["--data", str(data), "--models", str(models), *options, "--seen", *seen]) == 1
+        assert "have other contents" in one_line(capsys)
     assert not (tmp_path / "results").exists()
 
 
@@ -213,6 +217,10 @@ def not_numbers(folder: Path) -> None:
     np.save(folder / "val_features_cleaned.npy", np.array([["a", "b"]] * 12))
 
 
+def labels_of_another_kind(folder: Path) -> None:
+    np.save(folder / "val_labels.npy", np.load(folder / "val_labels.npy").astype(float))
+
+
 def no_rows(folder: Path) -> None:
     np.save(folder / "val_log_probabilities.npy", np.load(folder / "val_log_probabilities.npy")[:0])
 
@@ -245,6 +253,7 @@ def constant(folder: Path) -> None:
         (leaked_test_song, "train_features.npy", "songs are not those of the split"),
         (a_row_too_few, "test_features.npy", "labels are int64 (13,), 12 rows need one each"),
         (no_rows, "val_log_probabilities.npy", "(0, 30), not a table of numbers"),
+        (labels_of_another_kind, "val_features.npy", "labels are float64 (12,), 12 rows need one each"),
         (labels_of_no_dimension, "val_features.npy", "labels are int64 (), 12 rows need one each"),
         (tracks_in_a_table, "val_features.npy", "need one each"),
         (features_of_several_kinds, "val_features.npy", "not a table of numbers"),
@@ -262,6 +271,13 @@ def test_verify_names_the_unusable_file(pipeline, tmp_path, capsys, change, file
     assert verify_model_features.main(["--data", str(data)]) == 1
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("unusable: ")]
     assert any(file in line and reason in line for line in lines), lines
+
+
+def test_cleaning_refuses_what_is_no_table_of_numbers(pipeline, tmp_path, capsys):
+    data = copy_data(pipeline, tmp_path)
+    features_of_several_kinds(data / "fusion_features")
+    assert create_cleaned_features.main(["--data", str(data)]) == 1
+    assert "run extract_model_features.py again" in one_line(capsys)
 
 
 @pytest.mark.parametrize("change", [nan, a_member_too_few, another_selector])
