@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from common import format_table
+
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py") if "\ndef main(" in path.read_text(encoding="utf-8"))
 # What the one line names when the script is run in an empty folder
@@ -41,6 +43,13 @@ def helps(tmp_path_factory) -> dict[str, subprocess.CompletedProcess[str]]:
 
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(SCRIPTS, pool.map(ask, SCRIPTS), strict=True))
+
+
+def test_a_name_in_a_table_can_not_drive_the_terminal():
+    table = format_table(("genre", "songs"), [("\x1b[31mred\n", 3)])
+    assert len(table.splitlines()) == 3
+    assert all(line.isprintable() for line in table.splitlines())
+    assert "\\x1b[31mred\\n" in table
 
 
 def test_every_script_is_tested():
