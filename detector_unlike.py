@@ -49,11 +49,12 @@ def frame_correlation(log_mel: np.ndarray) -> float:
     level = log_mel.mean(axis=0, dtype=np.float32)
     loud = log_mel[VOICE].mean(axis=0, dtype=np.float32) >= 0
     pairs = loud[1:] & loud[:-1]
+    lasts = pairs.any()
     whole, shape = np.zeros(2), np.zeros(2)
     for band in log_mel:  # one at a time: a long song in single precision is large
         values = band.astype(np.float32)
         whole += values[1:] @ values[:-1], values @ values
-        if pairs.any():
+        if lasts:
             values -= level
             values -= values[loud].mean()
             shape += (values[1:] * values[:-1])[pairs].mean(), np.square(values[loud]).mean()

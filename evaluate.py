@@ -54,7 +54,7 @@ from common import (
     progress,
 )
 from detector_inputs import listen
-from extract_model_features import check_split
+from extract_model_features import check_split, recipe
 from figures import RARE, draw_confusion, draw_reliability, song_figures
 from files import file_sha256, locked, whole_file, write_json, write_text
 from genre_detector import FUSION, Analysis, GenreDetector
@@ -106,8 +106,6 @@ def evaluate(detector: GenreDetector, catalogue: Catalogue) -> tuple[dict[str, A
 
     The latter by kind of songs: probabilities float64 (songs, classes) and labels int64 (songs,).
     """
-    from extract_model_features import recipe
-
     names = [*(member.name for member in detector.members), FUSION]
     scores: dict[str, dict[str, Any]] = {name: {} for name in names}
     rows, outputs = [["split", "track", "genre", "model", *(f"p_{genre}" for genre in catalogue.genres)]], Outputs()
@@ -122,8 +120,9 @@ def evaluate(detector: GenreDetector, catalogue: Catalogue) -> tuple[dict[str, A
                 [split, track, catalogue.songs[track].genre, name, *(f"{p:.6g}" for p in np.exp(a.song[name]))]
                 for track, a in zip(tracks, analyses, strict=True)
             ]
-        outputs[SPLIT_WORDS[split]] = np.exp([analysis.song[FUSION] for analysis in analyses]), labels
-        right = outputs[SPLIT_WORDS[split]][0].argmax(axis=1) == labels
+        probabilities = np.exp([analysis.song[FUSION] for analysis in analyses])
+        outputs[SPLIT_WORDS[split]] = probabilities, labels
+        right = probabilities.argmax(axis=1) == labels
         sure = {"answers": int(confident.sum()), "right": int((right & confident).sum())}
         scores[FUSION][split]["confident"] = sure
     checkpoints = {}

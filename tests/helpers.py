@@ -56,21 +56,21 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     return lines[0]
 
 
-def weights(models: Path, name: str = "ecas_cnn") -> dict[str, torch.Tensor]:
-    """What a training released."""
-    return load_checkpoint(models / name / "model.safetensors", "")[0]
+def weights(models: Path) -> dict[str, torch.Tensor]:
+    """What a training of the ECAS-CNN released."""
+    return load_checkpoint(models / "ecas_cnn" / "model.safetensors", "")[0]
 
 
 def equal(one: Path, two: Path) -> bool:
-    """Whether two trainings of the ECAS-CNN released the same, bit for bit."""
+    """Whether two of them released the same, bit for bit."""
     first, second = weights(one), weights(two)
     assert first.keys() == second.keys()
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-def log(models: Path, name: str = "ecas_cnn") -> list[dict[str, Any]]:
-    """A training's lines an epoch, without the time they took."""
-    records = [json.loads(line) for line in (models / name / "log.jsonl").read_text().splitlines()]
+def log(models: Path) -> list[dict[str, Any]]:
+    """Its lines an epoch, without the time they took."""
+    records = [json.loads(line) for line in (models / "ecas_cnn" / "log.jsonl").read_text().splitlines()]
     return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
 
 

@@ -24,12 +24,10 @@ from hypothesis import strategies as st
 import genre_detector
 from checkpoints import load_checkpoint, save_checkpoint
 from common import UserError
-from decoding import SoundReader, decode
+from decoding import decode
 from detector_inputs import listen
 from detector_output import as_text, songs_done
 from detector_timeline import Section
-from detector_unlike import STEADY_BELOW, frame_correlation
-from extract_features import song_features
 from genre_detector import GenreDetector, Prediction
 
 GENRES = list("abcdefghij")
@@ -96,83 +94,6 @@ def test_an_older_checkpoint_is_refused(models, tmp_path, model):
     with pytest.raises(UserError, match=r"lacks 'min_confidence': run train_\w+\.py( --resume)? again"):
         GenreDetector(model, copied, "cpu")
     assert GenreDetector(model, copied, "cpu", 0.5).min_confidence == 0.5
-
-
-# ---------------------------------------------------------------- what is no music
-
-
-def sounds(rng: np.random.Generator, seconds: float) -> dict[str, np.ndarray]:
-    times = np.arange(round(seconds * 22_050)) / 22_050
-    noise = rng.standard_normal(len(times))
-    waves = np.fft.rfft(noise)
-    pink = np.fft.irfft(waves / np.sqrt(np.arange(len(waves)) + 1), len(times))
-    return {
-        "white": 0.2 * noise,
-        "pink": pink / np.abs(pink).max(),
-        "sine": 0.5 * np.sin(2 * np.pi * rng.uniform(100, 5000) * times),
-        "hum": 0.3 * np.sign(np.sin(2 * np.pi * 50 * times)) + 0.01 * noise,
-        "dither": np.round(rng.uniform(-1, 1, len(times))) / 32768,
-        "silence": 0 * times,
-    }
-
-
-@settings(max_examples=10, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), seconds=st.floats(2, 12))
-def test_noise_tones_and_silence_are_unlike_music(seed, seconds):
-    for name, sound in sounds(np.random.default_rng(seed), seconds).items():
-        features = song_features([sound.astype(np.float32)])
-        assert frame_correlation(features["melspectrogram"]) < STEADY_BELOW, name
-
-
-@settings(max_examples=10, deadline=None)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    seconds=st.floats(2, 20),
-    fades=st.tuples(*[st.floats(0, 10)] * 2),
-    pauses=st.tuples(*[st.floats(0, 8)] * 2),
-    swell=st.floats(0.5, 10),
-)
-def test_no_envelope_makes_music_of_noise(seed, seconds, fades, pauses, swell):
-    before, after = (np.zeros(round(pause * 22_050)) for pause in pauses)
-    for name in ("white", "pink", "hum"):
-        sound = sounds(np.random.default_rng(seed), seconds)[name]
-        rise, fall = (np.minimum(1, np.arange(len(sound)) / (22_050 * fade + 1)) for fade in fades)
-        sound *= rise * fall[::-1] * (1 + 0.9 * np.sin(2 * np.pi * np.arange(len(sound)) / (22_050 * swell)))
-        features = song_features([np.concatenate([before, sound, after]).astype(np.float32)])
-        assert frame_correlation(features["melspectrogram"]) < STEADY_BELOW, name
-
-
-def test_held_chords_are_no_noise():
-    times, root = np.arange(20 * 22_050) / 22_050, np.repeat([110, 147, 98, 131], 5 * 22_050)
-    sound = sum(np.sin(2 * np.pi * root * part * times) / part for part in (1, 1.26, 1.5, 2, 3, 4, 5, 6))
-    sound += 0.01 * np.random.default_rng(0).standard_normal(len(times))
-    assert frame_correlation(song_features([(0.1 * sound).astype(np.float32)])["melspectrogram"]) > STEADY_BELOW
-
-
-def test_the_correlation_by_hand():
-    for frames, correlation in ((2, 0), (20, 0.9)):  # of a square wave that turns every so many frames
-        square = np.tile(np.repeat([1.0, -1], frames), 400 // frames)
-        assert frame_correlation(np.outer(np.resize([1, -1], 128), square)) == pytest.approx(correlation, abs=0.03)
-    assert frame_correlation(np.zeros((128, 50), dtype=np.float16)) == 0
-
-
-def test_no_answer_to_noise_is_confident(models, songs):
-    soundfile.write(songs / "noise.wav", sounds(np.random.default_rng(0), 3)["white"], 22_050)
-    easy = GenreDetector("fusion", models, "cpu", min_confidence=0)
-    noise, music = easy.predict(songs / "noise.wav"), easy.predict(songs / "a.wav")
-    assert (noise.unlike_music, noise.confident) == (True, False)
-    assert (music.unlike_music, music.confident) == (False, True)
-    assert "Note:      unlike music" in as_text(noise, 3)
-    assert "unlike music" not in as_text(music, 3)
-
-
-def test_real_songs_are_like_music(gtzan_dir):
-    """A dozen of the 656 songs; the least correlated of all had 0.72."""
-    for folder in sorted((gtzan_dir / "genres").iterdir()):
-        path = sorted(folder.iterdir())[1]
-        for start, seconds in ((0, None), (10, 6)):
-            features = song_features(SoundReader(path, start, seconds))
-            assert frame_correlation(features["melspectrogram"]) > STEADY_BELOW, path
 
 
 # ---------------------------------------------------------------- any sound
