@@ -34,10 +34,10 @@ class UserError(Exception):
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Docstrings keep their line breaks and every option that has a default shows it."""
+    """Docstrings keep their line breaks and every option that has a default shows it, if it is no mere switch."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, "", []) else super()._get_help_string(action)
+        return action.help if action.default in (None, False, "", []) else super()._get_help_string(action)
 
 
 def number(kind: type[int] | type[float], least: float = 0, most: float = math.inf) -> Callable[[str], Any]:
@@ -180,7 +180,13 @@ def _own_lines_only() -> Iterator[None]:
 
 def complain(message: str) -> None:
     """One line on stderr, of bounded length, whatever the message or a file name in it contains."""
-    print(f"{Path(sys.argv[0]).name}: {one_line(message[:LONGEST_LINE])}", file=sys.stderr)
+    line = f"{Path(sys.argv[0]).name}: {one_line(message[:LONGEST_LINE])}"
+    if "tqdm" in sys.modules:  # there may be a bar in the way
+        from tqdm import tqdm
+
+        tqdm.write(line, file=sys.stderr)
+    else:
+        print(line, file=sys.stderr)
 
 
 def one_line(text: str) -> str:

@@ -125,6 +125,8 @@ def evaluate(detector: GenreDetector, catalogue: Catalogue) -> tuple[dict[str, A
         right = probabilities.argmax(axis=1) == labels
         sure = {"answers": int(confident.sum()), "right": int((right & confident).sum())}
         scores[FUSION][split]["confident"] = sure
+        named = np.array([bool(catalogue.songs[track].artist) for track in tracks])
+        scores[FUSION][split]["named_artists"] = {"answers": int(named.sum()), "right": int((right & named).sum())}
     checkpoints = {}
     for member in detector.members:
         meta = member.meta
@@ -227,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         default=[],
         metavar="LIST",
-        help="training and validation lists of --models",
+        help="score all songs but those in these lists, the training and validation lists of --models",
     )
     add("--artist-index", type=path_name, metavar="FILE", help="with --seen: lines 'file ::: artist ::: title'")
     of_protocol = parser.add_argument_group("options of --protocol").add_argument

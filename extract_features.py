@@ -1,8 +1,5 @@
 """Turn every usable song into a normalised log-mel spectrogram and MFCCs, one .npy file each.
 
-This module is the one home of the features and their constants: training, evaluation and detection all call
-``song_features``.
-
 Reads   data/metadata.json and the songs it names
 Writes  data/processed/melspectrogram_normalized/<track>.npy  float16 (128, frames)
         data/processed/mfcc/<track>.npy                       float16 (20, frames)
@@ -41,6 +38,7 @@ from decoding import SAMPLE_RATE, SoundReader
 from files import file_sha256, locked, read_array, read_json, write_array, write_json
 from sound_faults import no_file
 
+# The one home of the features: training, evaluation and detection all call song_features below.
 N_FFT = 2048  # samples
 HOP_LENGTH = 512  # samples between frames: 43.07 frames a second
 N_MELS = 128

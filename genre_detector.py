@@ -8,8 +8,8 @@ Writes  text, or with --json, --jsonl or --csv what docs/output.md describes, on
 Probabilities are calibrated on held-out songs of 30 s and sum to 100 %. An answer is uncertain below the top
 probability from which on held-out songs were right 9 times in 10, for 6 s of sound or less unless --min-confidence is
 given, and always for what sounds like noise, a tone, silence or speech. Exit code 0 when every song was classified, 1
-when at least one couldn't be (each is named in one line on stderr), 2 for bad usage, 130 after Ctrl-C, which keeps what
-is done.
+when at least one couldn't be (each is named in one line on stderr) or none could begin to be, 2 for bad usage, 130
+after Ctrl-C, which keeps what is done.
 
 Examples
     python genre_detector.py song.mp3
@@ -40,7 +40,18 @@ from typing import IO, Any
 
 import numpy as np
 
-from common import UserError, argument_parser, command, complain, fraction, path_name, positive_int, seconds
+from common import (
+    UserError,
+    argument_parser,
+    command,
+    complain,
+    fraction,
+    one_line,
+    path_name,
+    positive_int,
+    progress,
+    seconds,
+)
 from detector_inputs import Found, Heard, Listeners, find_songs, listen
 from detector_output import CsvWriter, JsonLinesWriter, JsonWriter, TextWriter, Writer, songs_done
 from detector_report import Report, check_target
@@ -248,7 +259,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SONG",
         help="sound file, folder, pattern, or - for a list of them on standard input",
     )
-    parser.add_argument("--model", choices=(FUSION, *MEMBERS), default=FUSION, help="which model answers")
+    parser.add_argument("--model", choices=(FUSION, *MEMBERS), default=FUSION, help="the fusion, or one network alone")
     parser.add_argument(
         "--models", type=path_name, metavar="DIR", help="folder of checkpoints; else that beside this script"
     )
@@ -258,12 +269,12 @@ def _parser() -> argparse.ArgumentParser:
         "--min-confidence",
         type=fraction,
         metavar="P",
-        help="less is uncertain, with 1 all is; if not given, the model's own",
+        help="probability below which an answer is uncertain, 1 for all; if not given, the model's own",
     )
     parser.add_argument("--workers", type=positive_int, default=1, metavar="N", help="threads that decode ahead")
-    parser.add_argument("--top-k", type=positive_int, default=5, metavar="K", help="genres shown a song, in text")
+    parser.add_argument("--top-k", type=positive_int, default=5, metavar="K", help="genres listed a song, in text")
     parser.add_argument("--timeline", action="store_true", help="also say which part of a song is what")
-    parser.add_argument("--plot", type=path_name, metavar="PNG", help="draw one song's probabilities over time")
+    parser.add_argument("--plot", type=path_name, metavar="PNG", help="draw the probabilities over time of one song")
     parser.add_argument(
         "--report", type=path_name, metavar="HTML", help="also make a page of all songs to look at and hear"
     )
@@ -277,7 +288,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="with --jsonl --output: skip songs that FILE answers, if they are unchanged",
+        help="with --jsonl --output: skip unchanged songs that FILE answers for the same options",
     )
     return parser
 
@@ -368,7 +379,7 @@ def _run(args: argparse.Namespace) -> int:
         if len(named) != 1:
             raise UserError(f"--plot draws one song, {len(named)} are named: leave out the others")
     _check_files(args)
-    failed = 0
+    answered = failed = 0
     with Listeners(filter(is_new, named), args.start, args.duration, args.workers) as heard, ExitStack() as stack:
         if args.output:
             stack.enter_context(locked_file(args.output))
@@ -386,8 +397,10 @@ def _run(args: argparse.Namespace) -> int:
         if report:
             stack.callback(report.finish)
         stack.callback(writer.finish)
-        for path, answer in detector.answers(heard, args.plot):
+        answers = detector.answers(heard, args.plot)
+        for path, answer in progress(answers, "songs") if args.output else answers:
             problem = answer if isinstance(answer, UserError) else None
+            answered += problem is None
             if args.write_tags and not isinstance(answer, UserError):
                 try:
                     answer = replace(answer, **tag(path, answer.genre, answer.confident, args.yes))
@@ -406,6 +419,9 @@ def _run(args: argparse.Namespace) -> int:
             except UserError as error:
                 failed += 1
                 complain(str(error))
+    if args.output and sys.stdout.isatty():
+        already = f", {len(skipped)} were there already" if args.resume else ""
+        print(f"{answered} songs answered in {one_line(str(args.output))}, {failed} failed{already}")
     return 1 if failed else 0
 
 

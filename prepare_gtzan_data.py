@@ -257,7 +257,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="PATH",
         help="archive, or folder of genre folders (else what is in data/raw)",
     )
-    add("--split", choices=["random", "artist", "fault_filtered"], default="random", help="which songs go together")
+    add(
+        "--split",
+        choices=["random", "artist", "fault_filtered"],
+        default="random",
+        help="random, artist (no artist on both sides) or fault_filtered (published lists)",
+    )
     add(
         "--artist-index",
         type=path_name,

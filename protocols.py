@@ -326,7 +326,8 @@ def pooled(pool: Pool, fusion: str) -> dict[str, Any]:
     right["any member"] = np.any([right[m] for m in members], axis=0)
     common = ~np.isin(pool.labels, [pool.genres.index(genre) for genre in pool.rare])
     rounds = np.unique(pool.rounds)
-    artists_known = bool((pool.artists != pool.tracks).any())
+    named = pool.artists != pool.tracks
+    artists_known = bool(named.any())
     several_artists = artists_known and len(np.unique(pool.artists)) > 1
     models: dict[str, Any] = {}
     for model, good in right.items():
@@ -355,6 +356,7 @@ def pooled(pool: Pool, fusion: str) -> dict[str, Any]:
         "songs": len(pool.labels),
         "different_songs": len(np.unique(pool.tracks)),
         "models": models,
+        "named_artists": {"answers": int(named.sum()), "right": int((right[fusion] & named).sum())},
         "best_member": best,
         "fusion_against_best": {
             "difference": float(right[fusion].mean() - right[best].mean()),

@@ -84,7 +84,20 @@ def refit_words(epochs: Sequence[int]) -> str:
 
 def chance_words(figures: dict[str, Any]) -> str:
     mean, high = (percent(part) for part in figures["perfect_calibration_error"])
-    return f" By chance alone its calibration error would be {mean} % on average, up to {high} % in 95 of 100 cases."
+    return (
+        f" By chance alone its calibration error would be {mean} % on average, up to {high} % in 95 of 100 cases, and "
+        "more in truth, as songs of one artist are alike."
+    )
+
+
+def unnamed_words(named: dict[str, int] | None, answers: int) -> str:
+    """How many test songs of a split by artist have no known one, and what the fusion has without them."""
+    if named is None or not 0 < named["answers"] < answers:
+        return ""
+    return (
+        f" {answers - named['answers']} answers are about songs by unknown artists, some of whom may be on both sides: "
+        f"without these the fusion has {percent(named['right'] / named['answers'])} %."
+    )
 
 
 def caption(result: dict[str, Any]) -> str:
@@ -93,6 +106,7 @@ def caption(result: dict[str, Any]) -> str:
         sorted({checkpoint[key] for checkpoint in result["checkpoints"].values()}) for key in ("seed", "refit")
     )
     test = result["models"][FUSION]["test"]
+    unnamed = "" if split["method"] == "random" else unnamed_words(test["named_artists"], test["songs"])
     sure, unread = test["confident"], songs["test"] - test["songs"]
     if "unseen" in result:
         words = f"{test['songs']} songs that the networks have not seen{unseen_words(result['unseen'])}"
@@ -103,7 +117,7 @@ def caption(result: dict[str, Any]) -> str:
         words += f"; {unread} more can't be read, or are not the files that were prepared"
     return (
         f"{words}; training seed {either(seeds)}; one run each.{refit_words(refits)} The fusion is right with "
-        f"{sure['right']} of {sure['answers']} answers that it calls confident.{chance_words(test)}"
+        f"{sure['right']} of {sure['answers']} answers that it calls confident.{chance_words(test)}{unnamed}"
     )
 
 
@@ -119,12 +133,13 @@ def protocol_caption(result: dict[str, Any]) -> str:
     gain, rounds = result["fusion_against_best"], result["rounds"]
     low, high = (f"{100 * end:+.1f}" for end in gain["bootstrap_95"])
     over, chance = gain["bootstrap_over"], chance_words(result["models"][FUSION])
+    unnamed = "" if result["protocol"] == "random" else unnamed_words(result.get("named_artists"), result["songs"])
     return (
         f"Protocol {result['protocol']}: {rounds} of {ROUNDS[result['protocol']]} {WHAT[result['protocol']]}; "
         f"{either(result['epochs'])} epochs; {result['songs']} answers about "
         f"{result['different_songs']} different test songs.{refit_words(result['refit'])} The fusion is "
         f"{100 * gain['difference']:+.1f} points from its best member, {result['best_member']} (bootstrap "
-        f"over {over} {low} to {high}, McNemar p {gain['mcnemar_p']:.2g}).{chance} "
+        f"over {over} {low} to {high}, McNemar p {gain['mcnemar_p']:.2g}).{chance}{unnamed} "
         "Spread: standard deviation of the rounds. Means are over rounds, differences over pooled answers. "
         "Pooled 95 % and p take answers as independent, which those about songs of one artist are not."
         + (" After a refit a round's fusion is the average, nothing is fitted." if any(result["refit"]) else "")

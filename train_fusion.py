@@ -359,7 +359,11 @@ def _run(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__, "--data", "--models", "--seed")
     parser.add_argument(
-        "--rounds", type=path_name, nargs="+", metavar="DIR", help="folders of a protocol's rounds, to learn from"
+        "--rounds",
+        type=path_name,
+        nargs="+",
+        metavar="DIR",
+        help="rounds of evaluate.py --protocol to learn from, as runs/artist_*",
     )
     args = parser.parse_args(argv)
     with locked(args.models / "fusion_progressive"):

@@ -40,8 +40,8 @@ def read_options(
         type=number(int, 0, MAX_EPOCHS),
         default=0,
         metavar="N",
-        help="epochs after the schedule's, on training and validation songs; --resume --refit N adds them to a "
-        "finished training or to its refit. What is known of the network from validation songs is from before",
+        help="further epochs, on training and validation songs; with --resume also after a finished training or its "
+        "refit. Validation figures stay those from before",
     )
     for name in OPTIONS:
         add_option(parser, name, getattr(settings, name))

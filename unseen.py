@@ -53,9 +53,9 @@ def unseen_songs(
 
     Returns
     -------
-    The catalogue, and how many of its usable songs are left out: ``listed``, by an ``artist`` of the seen (None if no
-    artist of theirs is known) and ``repeat``. ``absent`` are the seen songs that the catalogue lacks: repeats of them
-    can't be told.
+    The catalogue, its songs with these artists, and how many of its usable songs are left out: ``listed``, by an
+    ``artist`` of the seen (None if no artist of theirs is known) and ``repeat``. ``absent`` are the seen songs that the
+    catalogue lacks: repeats of them can't be told.
 
     Raises
     ------
@@ -64,7 +64,8 @@ def unseen_songs(
     songs = {song.track: song for song in catalogue.songs.values() if song.verdict == "ok"}
     names = {track: song_names(song.file)[1] for track, song in songs.items()}
     known = {track for track, name in names.items() if name in seen}
-    by = {track: artist_names(artist_of(song.file, artists) or song.artist) for track, song in songs.items()}
+    artist = {track: artist_of(song.file, artists) or song.artist for track, song in songs.items()}
+    by = {track: artist_names(name) for track, name in artist.items()}
     heard = set[str]().union(*(artist_names(artists.get(name, "")) for name in seen), *(by[track] for track in known))
     shared = {track for track in songs if by[track] & heard} - known
     group_of = repeat_groups([*songs], repeats)
@@ -75,4 +76,6 @@ def unseen_songs(
         raise UserError(f"the networks have seen all songs in {catalogue.data}, or their artists: name another --data")
     count = {"listed": len(known), "absent": len(seen - {*names.values()}), "repeat": len(repeated)}
     splits = {split: test if split == "test" else [] for split in SPLITS}
-    return dataclasses.replace(catalogue, splits=splits), count | {"artist": len(shared) if heard else None}
+    named = {track: dataclasses.replace(song, artist=artist[track]) for track, song in songs.items()}
+    catalogue = dataclasses.replace(catalogue, songs=catalogue.songs | named, splits=splits)
+    return catalogue, count | {"artist": len(shared) if heard else None}

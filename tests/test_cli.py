@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import subprocess
 import sys
+import termios
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -103,6 +105,17 @@ def test_unknown_option_is_bad_usage(name, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("usage: ")
+
+
+def test_a_complaint_has_a_line_of_its_own_beside_a_bar(repo):
+    code = "import common; [common.complain(str(i)) for i in common.progress(range(2), 'songs')]"
+    ours, terminal = os.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))
+    subprocess.run([sys.executable, "-c", code], cwd=repo, stderr=terminal, check=True)
+    shown = os.read(ours, 10_000).decode()
+    assert "songs:   0%" in shown
+    lines = [line.rpartition("\r")[2] for line in shown.split("\r\n")]
+    assert lines[:2] == ["-c: 0", "-c: 1"]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

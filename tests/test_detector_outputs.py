@@ -348,7 +348,7 @@ def lines_of(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_resume_answers_what_is_missing_changed_or_failed(detect, songs, tmp_path, render_tone):
+def test_resume_answers_what_is_missing_changed_or_failed(detect, songs, tmp_path, render_tone, monkeypatch):
     target = tmp_path / "out.jsonl"
     args = ("--jsonl", "--output", target, "--resume", songs)
     assert detect(*args)[0] == 1
@@ -356,7 +356,10 @@ def test_resume_answers_what_is_missing_changed_or_failed(detect, songs, tmp_pat
 
     whole = target.read_text()
     target.write_text(whole[:-20])  # killed while it wrote the last line
-    assert detect(*args)[0] == 1
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    code, out, _ = detect(*args)
+    monkeypatch.undo()
+    assert (code, out) == (1, f"1 songs answered in {target}, 1 failed, 1 were there already\n")
     assert [Path(line["path"]).name for line in lines_of(target)] == ["a.wav", "b.wav", "b.wav", "c.flac"]
 
     for name in ("a.wav", "b.wav"):

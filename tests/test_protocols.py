@@ -330,9 +330,19 @@ def test_pooled_figures():
     assert result["fusion_against_best"]["difference"] == pytest.approx(1 / 6)
     assert result["fusion_against_best"]["mcnemar_p"] == 1
     assert (result["epochs"], result["refit"]) == ([4], [2])
-    words = {"protocol": "random", "rounds": 2} | result
+    assert result["named_artists"] == {"answers": 6, "right": 5}
+    words = {"protocol": "artist", "rounds": 2} | result
+    assert "unknown artists" not in protocol_caption(words)
     assert "(bootstrap over artists " in protocol_caption(words)
     assert "over artists 95 %" in protocol_tables(words)[0][0]
+
+    one_unknown = pooled(dataclasses.replace(pool, artists=np.array(["x", "y", "z1", "x", "y", "z1"])), "fusion")
+    share = f"{100 * one_unknown['named_artists']['right'] / 4:.1f}"
+    expected = (
+        " 2 answers are about songs by unknown artists, some of whom may be on both sides: without these the fusion"
+    )
+    assert f"{expected} has {share} %." in protocol_caption(words | one_unknown)
+    assert "unknown artists" not in protocol_caption(words | one_unknown | {"protocol": "random"})
 
     pool = dataclasses.replace(pool, tracks=np.array(list("uvwuvw")), artists=np.array(list("uvwuvw")))
     words |= pooled(pool, "fusion")  # no artist is known

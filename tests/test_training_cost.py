@@ -233,6 +233,20 @@ def test_the_ablation_keeps_repeats_together_where_artists_are_not_known(mini_fe
         assert all(len({*pair} & {*splits["train"]}) in (0, 2) for pair in pairs)
 
 
+def test_the_error_of_a_change_allows_for_splits_that_share_songs():
+    def row(change: str, seed: int, right: int, windows: int) -> dict[str, str]:
+        figures = {"songs": "100", "right": str(right), "log_loss": "0.5", "windows": str(windows)}
+        return {"network": "n", "recipe": "", "epochs": "9", "change": change, "seed": str(seed), **figures}
+
+    rows = [row("none", seed, 70, 1000) for seed in range(3)]
+    rows += [row("better", seed, right, 500) for seed, right in ((0, 72), (1, 74))]
+    _, (none, better) = ablation.summary(rows, "n", "", "9")
+    assert none == ["none", "3", "70.0", "", "0.500", "", "1000", ""]
+    error = 2**0.5 * (1 / 2 + 0.2 / 0.8) ** 0.5  # of gains of 2 and 4 points
+    assert better == ["better", "2", "73.0", f"+3.0 +- {error:.1f}", "0.500", "+0.000 +- 0.000", "500", "-50 %"]
+    assert ablation.summary(rows[3:], "n", "", "9")[1] == [["better", "2", *["-"] * 6]]
+
+
 def test_the_benchmark_runs_and_goes_on(mini_features, run_script, tmp_path, capsys):
     args = ["--data", str(mini_features[0]), "--results", str(tmp_path), "--network", "train_ecas_cnn", "--width=0.02"]
     args += ["--epochs", "12", "--recipe", "window=48", "epochs=3", "short_windows=0.5"]

@@ -81,7 +81,8 @@ def test_what_was_heard_or_cannot_be_read_is_left_out(pipeline, other_split, tmp
         digest = hashlib.sha256("".join(kept).encode()).hexdigest()
         edit_metadata(data, lambda value, split=split, digest=digest: value["split"]["sha256"].update({split: digest}))
     index = tmp_path / "index.txt"
-    index.write_text(f"{heard}.au ::: Ann ::: Alone\n{joint}.au ::: Bob & ann ::: Together\n")
+    lines = [f"{heard}.au ::: Ann ::: Alone", f"{joint}.au ::: Bob & ann ::: Together"]
+    index.write_text("\n".join([*lines, *(f"{track}.au ::: Cleo ::: Known" for track in rest[2:])]))
     results = tmp_path / "results"
     assert evaluate.main(arguments(pipeline, data, results, "--seen", *lists, "--artist-index", index)) == 0
     out, err = capsys.readouterr()
@@ -89,6 +90,11 @@ def test_what_was_heard_or_cannot_be_read_is_left_out(pipeline, other_split, tmp
     assert f"{len(rest)} songs that the networks have not seen; " in out
     assert ", 1 by artists of these, 1 that repeat one of them; repeats of 1 that they have seen can't be told" in out
     assert "; 1 more can't be read" in out
+    assert " 2 answers are about songs by unknown artists, some of whom may be on both sides" in out
+    fusion = json.loads((results / "unseen" / "evaluation.json").read_text())["models"]["fusion"]["test"]
+    answers = [row for row in predictions(results / "unseen") if row["track"] in rest[2:]]
+    right = sum(row["fusion"] == row["genre"] for row in answers)
+    assert fusion["named_artists"] == {"answers": len(rest) - 2, "right": right}
     assert [row["track"] for row in predictions(results / "unseen")] == rest
     index.write_text("x.wav ::: nobody ::: nothing\n")
     assert evaluate.main(arguments(pipeline, data, results, "--seen", *lists, "--artist-index", index)) == 1
