@@ -37,7 +37,8 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
     """Docstrings keep their line breaks and every option that has a default shows it, if it is no mere switch."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False, "", []) else super()._get_help_string(action)
+        switch = action.nargs == 0
+        return action.help if switch or action.default in (None, "", []) else super()._get_help_string(action)
 
 
 def number(kind: type[int] | type[float], least: float = 0, most: float = math.inf) -> Callable[[str], Any]:

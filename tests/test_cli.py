@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import os
+import re
 import subprocess
 import sys
 import termios
@@ -69,6 +70,13 @@ def test_help_is_quick_and_shows_the_docstring(helps, name):
     imported = {line.rsplit("|", 1)[-1].strip() for line in run.stderr.splitlines()}
     assert "common" in imported
     assert not imported & {"torch", "librosa", "sklearn", "soundfile", "matplotlib", "scipy"}
+
+
+def test_help_shows_defaults_of_0_and_none_of_switches(helps):
+    text = " ".join(helps["train_dpa_cnn"].stdout.split())
+    for option in ("--seed N", "--refit N", "--short-windows N"):
+        assert re.search(rf"{option} [^()]*\(default: 0(\.0)?\)", text), option
+    assert "default: False" not in text
 
 
 @pytest.mark.parametrize(
