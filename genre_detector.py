@@ -8,8 +8,8 @@ Writes  text, or with --json, --jsonl or --csv what docs/output.md describes, on
 Probabilities are calibrated on held-out songs of 30 s and sum to 100 %. An answer is uncertain below the top
 probability from which on held-out songs were right 9 times in 10, for 6 s of sound or less unless --min-confidence is
 given, and always for what sounds like noise, a tone, silence or speech. Exit code 0 when every song was classified, 1
-when at least one couldn't be (each is named in one line on stderr) or none could begin to be, 2 for bad usage, 130
-after Ctrl-C, which keeps what is done.
+when at least one couldn't be (a line on stderr names each) or it couldn't begin, 2 for bad usage, 130 after Ctrl-C,
+which keeps what is done.
 
 Examples
     python genre_detector.py song.mp3
@@ -400,12 +400,12 @@ def _run(args: argparse.Namespace) -> int:
         answers = detector.answers(heard, args.plot)
         for path, answer in progress(answers, "songs") if args.output else answers:
             problem = answer if isinstance(answer, UserError) else None
-            answered += problem is None
             if args.write_tags and not isinstance(answer, UserError):
                 try:
                     answer = replace(answer, **tag(path, answer.genre, answer.confident, args.yes))
                 except UserError as error:
                     problem = error
+            answered += problem is None
             writer.add(path, answer)
             if report:
                 report.add(path, answer)
@@ -420,8 +420,8 @@ def _run(args: argparse.Namespace) -> int:
                 failed += 1
                 complain(str(error))
     if args.output and sys.stdout.isatty():
-        already = f", {len(skipped)} were there already" if args.resume else ""
-        print(f"{answered} songs answered in {one_line(str(args.output))}, {failed} failed{already}")
+        already = f", there already: {len(skipped)}" if args.resume else ""
+        print(f"{one_line(str(args.output))}: songs answered: {answered}, failed: {failed}{already}")
     return 1 if failed else 0
 
 

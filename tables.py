@@ -106,7 +106,8 @@ def caption(result: dict[str, Any]) -> str:
         sorted({checkpoint[key] for checkpoint in result["checkpoints"].values()}) for key in ("seed", "refit")
     )
     test = result["models"][FUSION]["test"]
-    unnamed = "" if split["method"] == "random" else unnamed_words(test["named_artists"], test["songs"])
+    by_artist = "unseen" in result or split["method"] != "random"
+    unnamed = unnamed_words(test["named_artists"], test["songs"]) if by_artist else ""
     sure, unread = test["confident"], songs["test"] - test["songs"]
     if "unseen" in result:
         words = f"{test['songs']} songs that the networks have not seen{unseen_words(result['unseen'])}"

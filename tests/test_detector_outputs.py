@@ -359,7 +359,7 @@ def test_resume_answers_what_is_missing_changed_or_failed(detect, songs, tmp_pat
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     code, out, _ = detect(*args)
     monkeypatch.undo()
-    assert (code, out) == (1, f"1 songs answered in {target}, 1 failed, 1 were there already\n")
+    assert (code, out) == (1, f"{target}: songs answered: 1, failed: 1, there already: 1\n")
     assert [Path(line["path"]).name for line in lines_of(target)] == ["a.wav", "b.wav", "b.wav", "c.flac"]
 
     for name in ("a.wav", "b.wav"):
