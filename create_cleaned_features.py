@@ -45,7 +45,8 @@ def _run(args: argparse.Namespace) -> int:
         cleaned = {split: selector.transform(array) for split, array in features.items()}
     except (ValueError, TypeError) as error:
         problem = f"the features can't be cleaned ({error})"
-        raise UserError(f"{problem}: try a smaller --threshold, or run {maker} again") from None
+        remedy = f"try a smaller --threshold, train the networks for longer, or run {maker} again if files are damaged"
+        raise UserError(f"{problem}: {remedy}") from None
     kept = selector.get_support()
     for split, array in cleaned.items():
         write_array(folder / f"{split}_features_cleaned.npy", array)

@@ -50,7 +50,7 @@ def as_text(prediction: Prediction, top_k: int, timeline: bool = False, width: i
     bar = max(0, min(BAR_WIDTH, width - name - 13))
     lines = [
         f"File:      {_shortened(one_line(prediction.path), width - 11)}",
-        f"Duration:  {clock(prediction.duration_s, 1)}  ({prediction.windows} windows)",
+        f"Duration:  {clock(prediction.duration_s, 1)}  ({prediction.windows} window{'s' * (prediction.windows != 1)})",
         *(f"Note:      {note}" for note in prediction.notes),
         *([f"Note:      unlike music: {UNLIKE[prediction.sounds_like]}"] if prediction.sounds_like else []),
         f"Genre:     {prediction.genre}",

@@ -278,7 +278,7 @@ def read_rounds(folders: Sequence[Path]) -> Pool:
     rare: list[str] = []
     for number, folder in enumerate(folders):
         path = folder / "results" / "evaluation.json"
-        result = read_json(path, "evaluate.py", "split", "genres", "rare_genres", "checkpoints", "models")
+        result = read_json(path, "evaluate.py --protocol", "split", "genres", "rare_genres", "checkpoints", "models")
         songs = read_catalogue(folder / "data").songs
         try:
             genres, rare = result["genres"], result["rare_genres"]

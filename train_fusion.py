@@ -285,7 +285,8 @@ def _run(args: argparse.Namespace) -> int:
     for name, made in provenance["members"].items():
         network = args.models / name / "model.safetensors"
         if network.exists() and file_sha256(network) != made:
-            raise UserError(f"the features are of another {name} than the one in {args.models}: run {maker} again")
+            problem = f"the features are of another {name} than the one in {args.models}"
+            raise UserError(f"{problem}: name the folder of the networks with --models, or run {maker} again")
     meta = {
         "network": "fusion",
         "genres": catalogue.genres,

@@ -79,6 +79,7 @@ def test_text_shows_the_likeliest(top_k, seconds):
     assert re.findall(r"^  ([a-j]) ", text, re.MULTILINE) == list("jihgfedcba")[:top_k]
     assert "Note:      mended" in text
     assert "\\udcff" in text
+    assert "  (3 windows)\n" in text
     minutes, rest = re.search(r"Duration:  (\d+):(\d\d\.\d)", text).groups()
     assert 60 * int(minutes) + float(rest) == pytest.approx(seconds, abs=0.051)
     assert float(rest) < 60

@@ -136,7 +136,8 @@ def test_features_of_other_networks_are_not_fused(pipeline, tmp_path, capsys):
     data, models = copy_data(pipeline, tmp_path), shutil.copytree(pipeline.models, tmp_path / "models")
     (models / "ecas_cnn" / "model.safetensors").write_bytes(b"another")
     assert train_fusion.main(["--data", str(data), "--models", str(models)]) == 1
-    assert "another ecas_cnn" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert f"another ecas_cnn than the one in {models}: name the folder of the networks with --models" in err
 
 
 def test_validation_songs_of_one_artist_leave_the_average(pipeline, tmp_path, capsys):

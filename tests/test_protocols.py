@@ -115,6 +115,11 @@ def test_a_protocol_runs_through_the_scripts_and_goes_on(mini_features, runs, tm
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("*.*") if path.is_file()} == written
 
 
+def test_a_round_that_is_not_there_says_what_makes_it(tmp_path):
+    with pytest.raises(UserError, match=r"evaluation\.json is not there: run evaluate\.py --protocol first"):
+        read_rounds([tmp_path])
+
+
 def test_a_song_counts_once_for_the_fusion(pipeline, runs, tmp_path, capsys):
     data, models = copy_data(pipeline, tmp_path), shutil.copytree(pipeline.models, tmp_path / "models")
     command = ["--data", str(data), "--models", str(models), "--rounds", *[str(runs / "artist_0")] * 2]
