@@ -269,7 +269,7 @@ def test_results_without_a_network_are_of_no_round(runs, tmp_path):
     assert not is_scored(folder)
     del result["models"]
     path.write_text(json.dumps(result))
-    with pytest.raises(UserError, match=r"evaluation\.json can't be read .*: run evaluate\.py again"):
+    with pytest.raises(UserError, match=r"evaluation\.json can't be read .*: run evaluate\.py --protocol again"):
         read_rounds([folder])
 
 
