@@ -55,7 +55,7 @@ from common import (
 )
 from detector_inputs import listen
 from extract_model_features import check_split, recipe
-from figures import RARE, draw_confusion, draw_reliability, song_figures
+from figures import RARE, draw_confusion, draw_reliability, right_among, song_figures
 from files import file_sha256, locked, whole_file, write_json, write_text
 from genre_detector import FUSION, Analysis, GenreDetector
 from protocols import ROUNDS, pooled, read_rounds, run_rounds
@@ -123,10 +123,9 @@ def evaluate(detector: GenreDetector, catalogue: Catalogue) -> tuple[dict[str, A
         probabilities = np.exp([analysis.song[FUSION] for analysis in analyses])
         outputs[SPLIT_WORDS[split]] = probabilities, labels
         right = probabilities.argmax(axis=1) == labels
-        sure = {"answers": int(confident.sum()), "right": int((right & confident).sum())}
-        scores[FUSION][split]["confident"] = sure
         named = np.array([bool(catalogue.songs[track].artist) for track in tracks])
-        scores[FUSION][split]["named_artists"] = {"answers": int(named.sum()), "right": int((right & named).sum())}
+        scores[FUSION][split]["confident"] = right_among(right, confident)
+        scores[FUSION][split]["named_artists"] = right_among(right, named)
     checkpoints = {}
     for member in detector.members:
         meta = member.meta

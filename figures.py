@@ -81,6 +81,11 @@ def song_figures(
     }
 
 
+def right_among(right: np.ndarray, among: np.ndarray) -> dict[str, int]:
+    """How many answers are ``among`` those counted, and how many of these are right; both bool (songs,)."""
+    return {"answers": int(among.sum()), "right": int((right & among).sum())}
+
+
 def accuracy_without(confusion: Any, genres: Sequence[str], rare: Sequence[str]) -> float | None:
     """Accuracy over the songs of the other genres, if there are any, from a confusion matrix (true genres down)."""
     keep = np.flatnonzero([genre not in rare for genre in genres])

@@ -26,7 +26,7 @@ import numpy as np
 from catalogue import Catalogue, artist_key, read_catalogue, read_repeats, write_catalogue
 from checkpoints import load_checkpoint
 from common import UserError, complain
-from figures import bootstrap_difference, mcnemar, song_figures
+from figures import bootstrap_difference, mcnemar, right_among, song_figures
 from files import file_sha256, read_json
 from predict import wilson_interval
 from song_lists import read_split_lists
@@ -356,7 +356,7 @@ def pooled(pool: Pool, fusion: str) -> dict[str, Any]:
         "songs": len(pool.labels),
         "different_songs": len(np.unique(pool.tracks)),
         "models": models,
-        "named_artists": {"answers": int(named.sum()), "right": int((right[fusion] & named).sum())},
+        "named_artists": right_among(right[fusion], named),
         "best_member": best,
         "fusion_against_best": {
             "difference": float(right[fusion].mean() - right[best].mean()),

@@ -179,10 +179,10 @@ def summary(rows: list[dict[str, str]], network: str, recipe: str, epochs: str) 
         if not seeds:
             table.append([*cells, *["-"] * 6])
             continue
+        factor = np.sqrt(1 / len(seeds) + VALIDATES / (1 - VALIDATES))
         for name, scale in (("accuracy", 100.0), ("log_loss", 1.0)):
             ours = np.array([_figure(by_seed[seed], name) for seed in seeds]) * scale
             base = np.array([_figure(figures["none"][seed], name) for seed in seeds]) * scale
-            factor = np.sqrt(1 / len(seeds) + VALIDATES / (1 - VALIDATES))
             error = (ours - base).std(ddof=1) * factor if len(seeds) > 1 else float("nan")
             digits = 1 if scale > 1 else 3
             change_by = f"{(ours - base).mean():+.{digits}f} +- {error:.{digits}f}"
