@@ -37,8 +37,11 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
     """Docstrings keep their line breaks and every option that has a default shows it, if it is no mere switch."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        switch = action.nargs == 0
-        return action.help if switch or action.default in (None, "", []) else super()._get_help_string(action)
+        if action.nargs == 0 or action.default in (None, "", []):
+            return action.help
+        if isinstance(action.default, list | tuple):
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
+        return super()._get_help_string(action)
 
 
 def number(kind: type[int] | type[float], least: float = 0, most: float = math.inf) -> Callable[[str], Any]:

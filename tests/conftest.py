@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 from mini_songs import write_source
 
 import genre_detector
@@ -28,6 +29,11 @@ Runs = dict[str, str]  # what each script printed
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background: scripts would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# However slow the machine; a commit is told the same at each check, and elsewhere every run looks at new examples
+settings.register_profile(
+    "project", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+)
+settings.load_profile("project")
 # A real training, made small: two fifths of all windows, networks of a tenth of their width
 QUICK = ("--epochs", 4, "--check-every", 2, "--width", 0.1, "--window", 64, "--share", 0.4, "--threads", 2)
 

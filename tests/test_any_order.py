@@ -157,7 +157,7 @@ class Story(RuleBasedStateMachine):
 
 
 def test_any_order_of_steps_and_stops_ends_alike():
-    options = settings(max_examples=STORIES, stateful_step_count=10, deadline=None)
+    options = settings(max_examples=STORIES, stateful_step_count=10)
     run_state_machine_as_test(Story, settings=options)
 
 

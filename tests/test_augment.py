@@ -48,7 +48,7 @@ def test_pitch_moves_high_bands_alike_and_low_bands_less():
     torch.testing.assert_close(moved[:, 19], moved[:, 60] / 2, rtol=0, atol=1e-3)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 5), st.integers(1, 70), st.booleans(), st.floats(0.01, 30), st.integers(0, 10**6))
 def test_changed_windows_keep_shape_and_stay_finite(count, frames, mfcc, scale, seed):
     basis = torch.from_numpy(dct_basis()) if mfcc else None
@@ -114,7 +114,7 @@ def test_tempo_zero_slices():
     assert torch.equal(cut, expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(20, 90), min_size=1, max_size=5), st.floats(0, 0.9), st.integers(0, 10**6), st.data())
 def test_padding_and_other_songs_never_reach_a_window(lengths, tempo, seed, data):
     window = 20
@@ -162,7 +162,7 @@ def test_dct_basis_is_orthonormal_and_scipys():
     np.testing.assert_allclose(basis.numpy() @ mel, dct(mel, norm="ortho", axis=0)[:20], atol=1e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.floats(0.05, 2), st.integers(2, 16), st.integers(0, 10**6))
 def test_mixup_blends_by_its_share(alpha, count, seed):
     windows = normal(count, 6, 4, seed=seed)

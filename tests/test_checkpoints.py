@@ -76,7 +76,7 @@ def test_absent_and_folder_are_refused(tmp_path):
     refused(tmp_path)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(part=st.floats(0, 1, exclude_max=True))
 def test_truncated_is_refused(tmp_path, part):
     path = tmp_path / "model.safetensors"
@@ -86,7 +86,7 @@ def test_truncated_is_refused(tmp_path, part):
     refused(path)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=200))
 def test_other_bytes_are_refused(tmp_path, content):
     path = tmp_path / "model.safetensors"
@@ -139,7 +139,7 @@ def test_other_feature_settings_are_refused(tmp_path, change):
     assert all(name in message for name in change)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_flipped_bit_is_noticed(tmp_path, data):
     path = tmp_path / "model.safetensors"

@@ -72,11 +72,12 @@ def test_help_is_quick_and_shows_the_docstring(helps, name):
     assert not imported & {"torch", "librosa", "sklearn", "soundfile", "matplotlib", "scipy"}
 
 
-def test_help_shows_defaults_of_0_and_none_of_switches(helps):
+def test_help_shows_defaults_of_0_and_of_lists_and_none_of_switches(helps):
     text = " ".join(helps["train_dpa_cnn"].stdout.split())
     for option in ("--seed N", "--refit N", "--short-windows N"):
         assert re.search(rf"{option} [^()]*\(default: 0(\.0)?\)", text), option
     assert "default: False" not in text
+    assert "(default: train val test)" in " ".join(helps["extract_model_features"].stdout.split())
 
 
 @pytest.mark.parametrize(

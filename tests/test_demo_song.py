@@ -51,7 +51,7 @@ def test_unusable_output_is_one_line(tmp_path, monkeypatch, capsys, name):
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(note=st.integers(30, 84), voice=st.sampled_from(["pluck", "tone", "bass"]))
 def test_instruments_play_in_tune(note, voice):
     rate, hz, rng = band.STUDIO_RATE, band.hertz(note), np.random.default_rng(note)

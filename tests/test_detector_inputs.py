@@ -179,7 +179,7 @@ def test_an_av_file_may_have_any_name(encode, tmp_path, monkeypatch):
         assert decode(Path(name)).seconds == pytest.approx(2, abs=0.1)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(start=st.integers(0, 75).map(lambda n: n / 50), duration=st.floats(0.2, 3))  # whole samples at both rates
 def test_a_part_of_an_av_file_is_that_part(encode, tmp_path_factory, start, duration):
     path = tmp_path_factory.getbasetemp() / "part.m4a"

@@ -99,7 +99,7 @@ def test_an_older_checkpoint_is_refused(models, tmp_path, model):
 # ---------------------------------------------------------------- any sound
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     seconds=st.floats(0.1, 8),
     rate=st.sampled_from([8_000, 11_025, 22_050, 44_100, 48_000, 96_000]),

@@ -77,7 +77,7 @@ def say(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
     return speak
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 2**32 - 1), seconds=st.floats(8, 30))
 def test_made_up_talk_is_speech(seed, seconds):
     assert kind(talk(seconds, seed)) == "speech"
@@ -89,7 +89,7 @@ def test_voices_that_the_rule_does_not_know(say, voice):
     assert kind(sound.samples) == "speech"
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 2**32 - 1), gain_db=st.floats(-20, 6), before=st.floats(0, 8), after=st.floats(0, 8))
 def test_neither_level_nor_silence_around_it_matter(seed, gain_db, before, after):
     pauses = [np.zeros(round(part * SAMPLE_RATE), dtype=np.float32) for part in (before, after)]
@@ -148,7 +148,7 @@ def sounds(rng: np.random.Generator, seconds: float) -> dict[str, np.ndarray]:
     }
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 2**32 - 1), seconds=st.floats(2, 12))
 def test_noise_tones_and_silence_are_unlike_music(seed, seconds):
     for name, sound in sounds(np.random.default_rng(seed), seconds).items():
@@ -156,7 +156,7 @@ def test_noise_tones_and_silence_are_unlike_music(seed, seconds):
         assert frame_correlation(features["melspectrogram"]) < STEADY_BELOW, name
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     seed=st.integers(0, 2**32 - 1),
     seconds=st.floats(2, 20),

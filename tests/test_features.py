@@ -63,7 +63,7 @@ def test_log_mel_is_centred_by_band_with_one_scale():
     np.testing.assert_allclose(normalised_log_mel(half_floor), floored, atol=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(round(0.1 * SAMPLE_RATE), 4 * SAMPLE_RATE), st.integers(0, 10**6), st.floats(1e-6, 1))
 def test_features_have_their_form_at_any_length_and_level(count, seed, level):
     samples = (level * np.random.default_rng(seed).uniform(-1, 1, count)).astype(np.float32)
@@ -82,7 +82,7 @@ def test_silence_gives_zeros(value):
         assert not array.any()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.floats(-20, 6), st.integers(0, 20))
 def test_gain_changes_nothing(gain, seed):
     samples = rough(1.5, seed)

@@ -45,7 +45,6 @@ def made_up_rows(songs: int, members: int = 3, classes: int = 4, seed: int = 0) 
 # ---------------------------------------------------------------- the map
 
 
-@settings(deadline=None)
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(2, 6), st.integers(0, 10**6))
 def test_average_is_the_mean_of_log_probabilities(songs, members, classes, seed):
     scores = 5 * np.random.default_rng(seed).normal(size=(songs, members, classes))
@@ -144,7 +143,7 @@ def catalogue_of(artists: list[str]) -> tuple[Catalogue, list[str]]:
     return Catalogue(["a"], songs, {}, {}, Path()), list(songs)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.sampled_from(["Ann", "ann", "Bob", "Cid", "Dee", ""]), min_size=3, max_size=40), st.integers(0, 99))
 def test_folds_keep_artists_together(artists, seed):
     catalogue, tracks = catalogue_of(["Ann", "Bob", *artists])

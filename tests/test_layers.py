@@ -42,7 +42,7 @@ def test_bfloat16_is_near_in_training_and_absent_in_use():
     torch.testing.assert_close(layer.eval()(x), exact, rtol=0, atol=0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     channels=st.tuples(st.integers(8, 17), st.integers(1, 9)),
     kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),

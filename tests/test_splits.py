@@ -22,7 +22,7 @@ def labelled_groups(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 
 
 @given(labelled_groups(), st.integers(0, 2**40), st.integers(2, 4))
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_parts_never_share_a_group(case: tuple[np.ndarray, np.ndarray], seed: int, folds: int) -> None:
     labels, groups = case
     fractions = [1 / folds] * folds
@@ -37,7 +37,7 @@ def test_parts_never_share_a_group(case: tuple[np.ndarray, np.ndarray], seed: in
 
 
 @given(st.lists(st.integers(3, 40), min_size=2, max_size=3), st.integers(0, 100))
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 def test_independent_songs_are_shared_out_evenly(sizes: list[int], seed: int) -> None:
     labels = np.repeat(np.arange(len(sizes)), sizes)
     part = share_out(labels, np.arange(len(labels)), (0.7, 0.15, 0.15), seed)
