@@ -40,7 +40,8 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         if action.nargs == 0 or action.default in (None, "", []):
             return action.help
         if isinstance(action.default, list | tuple):
-            return f"{action.help} (default: {' '.join(map(str, action.default))})"
+            typed = " ".join(map(str, action.default)).replace("%", "%%")  # what is returned is a format
+            return f"{action.help} (default: {typed})"
         return super()._get_help_string(action)
 
 

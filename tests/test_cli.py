@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from common import format_table
+from common import argument_parser, format_table
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py") if "\ndef main(" in path.read_text(encoding="utf-8"))
@@ -78,6 +78,9 @@ def test_help_shows_defaults_of_0_and_of_lists_and_none_of_switches(helps):
         assert re.search(rf"{option} [^()]*\(default: 0(\.0)?\)", text), option
     assert "default: False" not in text
     assert "(default: train val test)" in " ".join(helps["extract_model_features"].stdout.split())
+    parser = argument_parser("What it does.")
+    parser.add_argument("--songs", nargs="+", default=["50%(s).ogg", "b.ogg"], help="songs")
+    assert "(default: 50%(s).ogg b.ogg)" in parser.format_help()
 
 
 @pytest.mark.parametrize(
