@@ -46,7 +46,7 @@ class Run:
 def detected(corpus: dict[str, Case], repo: Path, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """All files in one call."""
     folder = tmp_path_factory.mktemp("run")
-    options = ["--models", str(models), "--model", "cnn_bigru", "--device", "cpu", "--threads", "2", "--jsonl"]
+    options = ["--models", str(models), "--model", "cnn_bigru", "--device", "cpu", "--threads", "1", "--jsonl"]
     command = [sys.executable, str(repo / "genre_detector.py"), *options, *corpus]
     code, megabytes = peak_of(command, folder / "out", folder / "err")
     records = [json.loads(line) for line in (folder / "out").read_text().splitlines()]

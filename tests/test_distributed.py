@@ -65,7 +65,7 @@ def test_shares_are_even_and_whole():
 
 def test_a_run_moves_from_two_processes_to_one_and_back(mini_features, repo, tmp_path):
     """Stopped within an epoch each time, and the last time let run to its end."""
-    options = ("--epochs", 5, "--check-every", 2, "--width", 0.05, "--window", 48, "--share", 0.4, "--threads", 2)
+    options = ("--epochs", 5, "--check-every", 2, "--width", 0.05, "--window", 48, "--share", 0.4, "--threads", 1)
     paths = ("--data", mini_features[0], "--models", tmp_path, "--device", "cpu", "--graduate-at", 0.1)
     script = [str(repo / f"train_{NAME}.py"), *map(str, (*options, *paths))]
     folder = tmp_path / NAME

@@ -197,10 +197,13 @@ def test_the_end_of_the_schedule_is_released(whole):
 
 
 def test_the_least_validation_loss_is_released_where_that_is_asked_for(data, tmp_path):
-    """The learning rate is so high that the last check is not the best."""
-    options = ("--last", 0, "--check-every", 1, "--learning-rate", 1, "--seed", 0)
-    assert train_ecas_cnn.main(arguments(data, tmp_path, *options)) == 0
-    losses = [record["val_loss"] for record in log(tmp_path)]
+    """The learning rate is so high that the last check is not the best, with one seed or another."""
+    options = ("--last", 0, "--check-every", 1, "--learning-rate", 1)
+    for seed in range(9):
+        assert train_ecas_cnn.main(arguments(data, tmp_path, *options, "--seed", seed)) == 0
+        losses = [record["val_loss"] for record in log(tmp_path)]
+        if min(losses) < losses[-1]:  # which seeds have it depends on the processor
+            break
     best, meta = load_checkpoint(tmp_path / NAME / "best.safetensors", "")
     assert meta["progress"]["best_loss"] == min(losses) < losses[-1]
     assert load_checkpoint(tmp_path / NAME / "model.safetensors", "")[1]["released_epoch"] == 1 + np.argmin(losses)
