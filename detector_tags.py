@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from common import UserError
-from files import PART
+from files import PART, hidden
+
+ID3V1 = 128  # bytes at the end of an mp3
 
 
 def check_installed() -> None:
@@ -23,13 +25,14 @@ def check_installed() -> None:
 def read_genre(path: Path) -> list[str]:
     """The genres in a file's tags, often none. Raises UserError if it has no tags that mutagen knows."""
     audio, key = _open(path)
-    value = (audio.tags or {}).get(key)
-    return [] if value is None else [str(genre) for genre in getattr(value, "text", value)]
+    value = audio.tags.get(key, [])
+    return [str(genre) for genre in getattr(value, "genres", value)]
 
 
 def write_genre(path: Path, genre: str) -> None:
     """Make ``genre`` the only genre in a file's tags; the rest of the file, its sound too, stays as it is.
 
+    Tags of ID3v2.3 stay that: in 2.4, which mutagen prefers, some of their frames have no place. ID3v2.2 becomes 2.3.
     A copy is changed, read again, and only then put in the file's place.
 
     Raises
@@ -39,22 +42,26 @@ def write_genre(path: Path, genre: str) -> None:
     target = path.resolve()  # behind a link it is the file that changes, not the link
     copy = None
     try:
-        prefix, suffix = f".{path.stem[:80]}.", f"{PART}{path.suffix}"
-        descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=target.parent)
+        suffix = f"{PART}{path.suffix}"
+        descriptor, name = tempfile.mkstemp(prefix=hidden(path.stem), suffix=suffix, dir=target.parent)
         os.close(descriptor)
         copy = Path(name)
         shutil.copy2(path, copy)
         audio, key = _open(copy)
         length = audio.info.length
-        if audio.tags is None:
-            audio.add_tags()
         if key == "TCON":
-            from mutagen.id3 import TCON
+            from mutagen.id3 import TCON, ID3FileType
 
             audio.tags.add(TCON(encoding=3, text=[genre]))
+            last = _last_bytes(copy) if isinstance(audio, ID3FileType) else b""
+            audio.save(v2_version=3 if _is_older(audio.tags) else 4)
+            if last.startswith(b"TAG"):  # ID3v1, which mutagen would write anew from the other frames
+                with copy.open("r+b") as stream:
+                    stream.seek(-ID3V1, os.SEEK_END)
+                    stream.write(last[:-1] + bytes([_number(genre)]))
         else:
             audio.tags[key] = [genre]
-        audio.save()
+            audio.save()
         if read_genre(copy) != [genre] or abs(_open(copy)[0].info.length - length) > 0.1:
             raise UserError(f"{path}: its tags can't be written; the file is as it was")
         os.replace(copy, target)
@@ -71,14 +78,41 @@ def write_genre(path: Path, genre: str) -> None:
 def _open(path: Path) -> tuple[Any, str]:
     """A file's tags as mutagen has them, and the key of the genre there."""
     import mutagen
-    from mutagen.aiff import AIFF
     from mutagen.asf import ASF
-    from mutagen.wave import WAVE
+    from mutagen.id3 import ID3
+    from mutagen.mp4 import MP4
 
     try:
-        audio = mutagen.File(path, easy=True)
+        audio = mutagen.File(path)
+        if audio is not None and isinstance(audio.tags, ID3) and audio.tags.version >= (2,):
+            # Its own frames as they are: not as 2.4 has them, nor with those of ID3v1 among them
+            audio = type(audio)(path, translate=not _is_older(audio.tags), load_v1=False)
     except Exception as error:  # MutagenError and, of damaged files, whatever else goes wrong
         raise UserError(f"{path}: its tags can't be read ({error or type(error).__name__})") from None
-    if audio is None:
-        raise UserError(f"{path}: its format carries no tags that mutagen knows")
-    return audio, "TCON" if isinstance(audio, WAVE | AIFF) else "WM/Genre" if isinstance(audio, ASF) else "genre"
+    try:
+        if audio.tags is None:
+            audio.add_tags()  # in memory
+    except Exception:  # there is no file type, or one without tags
+        raise UserError(f"{path}: its format carries no tags that mutagen knows") from None
+    if isinstance(audio.tags, ID3):
+        return audio, "TCON"
+    return audio, "\xa9gen" if isinstance(audio, MP4) else "WM/Genre" if isinstance(audio, ASF) else "genre"
+
+
+def _is_older(tags: Any) -> bool:
+    """Whether ID3 tags are of version 2.2 or 2.3."""
+    return (2, 2) <= tags.version[:2] < (2, 4)
+
+
+def _last_bytes(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        stream.seek(-min(ID3V1, path.stat().st_size), os.SEEK_END)
+        return stream.read()
+
+
+def _number(genre: str) -> int:
+    """Of a genre in ID3v1, however its name is written there; 255 if it is none of those."""
+    from mutagen.id3 import TCON
+
+    known = ["".join(filter(str.isalnum, name)).lower() for name in TCON.GENRES]
+    return known.index(genre) if genre in known else 255

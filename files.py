@@ -28,6 +28,11 @@ class WriteError(UserError):
     """A file can't be written; the line ends with "run this again"."""
 
 
+def hidden(name: str) -> str:
+    """The start of a hidden file's name, short enough to get an end: file systems count bytes, 255 at most."""
+    return f".{name.encode('utf-8', 'ignore')[:80].decode('utf-8', 'ignore')}."
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; rename it to ``path`` on success, remove it on any error.
@@ -37,7 +42,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=PART, dir=path.parent)
+        descriptor, name = tempfile.mkstemp(prefix=hidden(path.name), suffix=PART, dir=path.parent)
         os.close(descriptor)
         temporary = Path(name)
         yield temporary
@@ -80,7 +85,7 @@ def _sweep(folder: Path) -> None:
 @contextmanager
 def locked_file(path: Path) -> Iterator[None]:
     """The same for one file and the time that it is written; whatever else lies beside it is not touched."""
-    with _lock(path.with_name(f".{path.name[:80]}.lock"), path):
+    with _lock(path.with_name(f"{hidden(path.name)}lock"), path):
         yield
 
 

@@ -48,6 +48,30 @@ def test_other_tags_stay(mutagen, render_tone, tmp_path):
     assert dict(mutagen.File(path).tags.as_dict()) == {"title": ["Tone"], "genre": ["jazz"]}
 
 
+def test_older_tags_of_an_mp3_stay_as_old_as_they_are(mutagen, render_tone, tmp_path):
+    """ID3v2.3 has frames that 2.4 lacks; ID3v1 is at the end of the file, its last byte the genre."""
+    from mutagen.id3 import ID3, TCON, TDAT, TIT2, TORY, TRDA, TSIZ, TYER
+
+    path = render_tone(tmp_path / "song.mp3")
+    tags = ID3()
+    for frame in (TIT2, TYER, TDAT, TRDA, TSIZ, TORY):
+        tags.add(frame(encoding=1, text=["1203"]))
+    tags.add(TCON(encoding=0, text=["(17)"]))
+    tags.save(path, v2_version=3)
+    old = b"TAG" + b"x" * 124 + bytes([17])
+    with path.open("ab") as stream:
+        stream.write(old)
+    kept = ID3(path, translate=False, load_v1=False)
+    assert read_genre(path) == ["Rock"]
+    write_genre(path, "metal")
+    assert read_genre(path) == ["metal"]
+    now = ID3(path, translate=False, load_v1=False)
+    assert now.version == kept.version == (2, 3, 0)
+    assert {*now} == {*kept} == {"TIT2", "TYER", "TDAT", "TRDA", "TSIZ", "TORY", "TCON"}
+    assert all(now[key] == kept[key] for key in kept if key != "TCON")
+    assert path.read_bytes()[-128:] == old[:-1] + bytes([TCON.GENRES.index("Metal")])
+
+
 def test_an_error_leaves_the_file_as_it_was(mutagen, render_tone, tmp_path, monkeypatch):
     path = render_tone(tmp_path / "song.flac")
     before = path.read_bytes()
@@ -139,6 +163,29 @@ def test_a_file_that_carries_no_tags_is_named_where_it_would_get_one(mutagen, de
     assert code == 1
     assert "genre" in json.loads(out)[0]
     assert "song.au: its format carries no tags" in err
+
+
+def test_what_can_carry_no_tag_is_not_promised_one(mutagen, song, tmp_path):
+    av = pytest.importorskip("av", reason="PyAV is not installed: pip install -r requirements-formats.txt")
+    path = tmp_path / "song.aac"
+    with av.open(str(path), "w", format="adts") as container:
+        stream = container.add_stream("aac", rate=22_050, layout="mono")
+        samples = np.zeros((1, 1024), dtype=np.float32)
+        for _ in range(20):
+            frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+            frame.sample_rate = 22_050
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.raises(UserError, match="carries no tags"):
+        read_genre(path)
+
+
+def test_a_name_as_long_as_a_file_system_takes_is_tagged_and_reported(mutagen, detect, song, tmp_path):
+    """255 bytes, of which a letter takes three."""
+    path, page = song.rename(tmp_path / f"{'歌' * 83}.flac"), tmp_path / f"{'頁' * 83}.html"
+    assert detect("--write-tags", "--yes", "--min-confidence", 0, "--report", page, path)[0] == 0
+    assert len(read_genre(path)) == 1
+    assert page.exists()
 
 
 def test_without_mutagen_one_line_names_the_extra(detect, monkeypatch, render_tone, tmp_path):
