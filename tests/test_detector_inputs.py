@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -207,6 +208,23 @@ def test_what_av_cannot_read_is_one_line(tmp_path, capfd):
     path.write_text("no music here\n" * 100)
     with pytest.raises(UserError, match=r"song\.m4a: can't be decoded \(.+\)$"):
         decode(path)
+
+
+def test_a_header_that_was_never_completed_hides_no_sound(tmp_path, monkeypatch, render_tone):
+    whole = render_tone(tmp_path / "song.wav")
+    content = bytearray(whole.read_bytes())
+    size = content.index(b"data") + 4
+    content[4:8] = content[size : size + 4] = bytes(4)
+    path = tmp_path / "killed.wav"
+    path.write_bytes(content)
+    with monkeypatch.context() as without:
+        without.setattr(importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(UserError, match=r"no sound in it; what may follow needs requirements-formats\.txt"):
+            decode(path)
+    pytest.importorskip("av", reason="PyAV is not installed: pip install -r requirements-formats.txt")
+    sound = decode(path)
+    np.testing.assert_allclose(sound.samples, decode(whole).samples, atol=1e-4)
+    assert sound.notes == ["by its header there is no sound in it: read to the end of the file"]
 
 
 def test_without_av_one_line_names_the_extra(tmp_path, monkeypatch):
