@@ -388,6 +388,7 @@ def _run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
         detector = GenreDetector(args.model, args.models, args.device, args.min_confidence)
         run = {"model": args.model, "weights": detector.weights, "min_confidence": detector.min_confidence}
+        run |= {"min_confidence_given": args.min_confidence is not None}
         run |= {"start": args.start, "duration": args.duration, "timeline": args.timeline}
         if args.resume:
             done.set_result(songs_done(args.output, run) if args.output.exists() else {})
