@@ -308,6 +308,8 @@ def _run(args: argparse.Namespace) -> int:
         if selector.shape != rows.features.shape[1:]:
             raise UserError(f"{folder / 'selector.npy'} is of other features: run create_cleaned_features.py again")
         kept = np.flatnonzero(selector)
+        if read_provenance(folder) != provenance:
+            raise UserError(f"{folder} has changed meanwhile: run create_cleaned_features.py, then this again")
     folds = artist_folds(catalogue, tracks, read_repeats(catalogue), args.seed)
     if rows is None or not folds:
         count = len(provenance["members"])

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,6 +139,20 @@ def test_features_of_other_networks_are_not_fused(pipeline, tmp_path, capsys):
     assert train_fusion.main(["--data", str(data), "--models", str(models)]) == 1
     err = capsys.readouterr().err
     assert f"another ecas_cnn than the one in {models}: name the folder of the networks with --models" in err
+
+
+def test_features_that_change_while_they_are_read_are_not_fused(pipeline, tmp_path, capsys, monkeypatch):
+    data, models = copy_data(pipeline, tmp_path), shutil.copytree(pipeline.models, tmp_path / "models")
+    read = train_fusion.read_array
+
+    def slowly(path: Path, maker: str) -> np.ndarray:
+        provenance = path.with_name("provenance.json")  # another network's features are made meanwhile
+        provenance.write_text(provenance.read_text().replace('"ecas_cnn": "', '"ecas_cnn": "0'))
+        return read(path, maker)
+
+    monkeypatch.setattr(train_fusion, "read_array", slowly)
+    assert train_fusion.main(["--data", str(data), "--models", str(models)]) == 1
+    assert "has changed meanwhile" in capsys.readouterr().err
 
 
 def test_validation_songs_of_one_artist_leave_the_average(pipeline, tmp_path, capsys):
