@@ -230,7 +230,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="LIST",
         help="score all songs but those in these lists, the training and validation lists of --models",
     )
-    add("--artist-index", type=path_name, metavar="FILE", help="with --seen: lines 'file ::: artist ::: title'")
+    lines = "lines '<genre>/<file> ::: artist ::: title'"
+    add("--artist-index", type=path_name, metavar="FILE", help=f"with --seen: {lines}")
     of_protocol = parser.add_argument_group("options of --protocol").add_argument
     add("--results", type=path_name, default=Path("results"), metavar="DIR", help="folder of the results")
     add("--update", type=path_name, nargs="*", default=[], metavar="FILE", help="documents to put the tables in")

@@ -267,7 +267,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--artist-index",
         type=path_name,
         metavar="FILE",
-        help="lines 'file ::: artist ::: title': Sturm's GTZANindex.txt",
+        help="lines '<genre>/<file> ::: artist ::: title', or Sturm's GTZANindex.txt",
     )
     add("--split-lists", type=path_name, metavar="DIR", help="folder of {train,valid,test}_filtered.txt")
     add("--val-fraction", type=fraction, default=0.15, metavar="X", help="share of the songs for validation")
@@ -329,7 +329,8 @@ def _run(args: argparse.Namespace) -> int:
     if artists:
         unknown = sum(not song.artist for song in usable)
         if unknown == len(usable):
-            raise UserError(f"{args.artist_index} names the artist of none of these songs: is it of this data set?")
+            expected = "expected lines '<genre>/<file> ::: artist ::: title'"
+            raise UserError(f"{args.artist_index} names the artist of none of these songs: {expected}")
         print(f"{unknown} songs have no known artist; each counts as an artist of its own")
 
     good = [check for check in checks if check.verdict == "ok"]

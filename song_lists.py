@@ -36,8 +36,9 @@ def song_names(file: str) -> tuple[str, str]:
 
 
 def read_artists(path: Path) -> dict[str, str]:
-    """Artists by ``song_names``, from lines ``file ::: artist ::: title`` as in Sturm's index of GTZAN.
+    """Artists by ``song_names``, from lines ``<genre>/<file> ::: artist ::: title``.
 
+    As in Sturm's index of GTZAN ``<genre>.<number>.wav`` needs no folder.
     Of files that differ in the extension only, the first counts for songs of yet another extension.
     """
     artists: dict[str, str] = {}
@@ -48,7 +49,7 @@ def read_artists(path: Path) -> dict[str, str]:
             artists[exact] = fields[0]
             artists.setdefault(stem, fields[0])
     if not artists:
-        raise UserError(f"{path} has no line 'file ::: artist ::: title': expected an index such as GTZANindex.txt")
+        raise UserError(f"{path} has no line '<genre>/<file> ::: artist ::: title' as GTZANindex.txt has: name another")
     return artists
 
 

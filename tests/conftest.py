@@ -34,8 +34,8 @@ settings.register_profile(
     "project", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
 )
 settings.load_profile("project")
-# A real training, made small: two fifths of all windows, networks of a tenth of their width. One thread, as another test
-# process needs the other core: two that wait for each other and for a core take three times as long
+# A real training, made small: two fifths of all windows, networks of a tenth of their width. One thread, as another
+# test process needs the other core: two that wait for each other and for a core take three times as long
 QUICK = ("--epochs", 4, "--check-every", 2, "--width", 0.1, "--window", 64, "--share", 0.4, "--threads", 1)
 
 
