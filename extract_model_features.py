@@ -37,7 +37,7 @@ from extract_features import FOLDERS, load_features
 from files import file_sha256, locked, read_json, write_array, write_json
 from hyper_dynamic import keep_freed_memory, pick_device
 from predict import calibrated, network_outputs
-from rules import MAX_WINDOW
+from rules import ADDED, MAX_WINDOW
 
 if TYPE_CHECKING:
     from torch import nn
@@ -91,7 +91,7 @@ class Member:
 
 def recipe(meta: dict[str, Any]) -> dict[str, Any]:
     """The settings of a checkpoint's training and its epochs of refit; networks to be compared have the same."""
-    return meta.get("settings", {}) | {"refit": meta.get("refit", 0)}
+    return ADDED | meta.get("settings", {}) | {"refit": meta.get("refit", 0)}
 
 
 def _unusable(meta: dict[str, Any]) -> str:
@@ -103,6 +103,7 @@ def _unusable(meta: dict[str, Any]) -> str:
         "window": isinstance(settings["window"], int) and 1 <= settings["window"] <= MAX_WINDOW,
         "overlap": 0 <= settings["overlap"] <= 0.95,
         "width": 0 < settings["width"] < math.inf,
+        "rhythm": recipe(meta)["rhythm"] in (0, 1),
         "temperature": 0 < meta["temperature"] < math.inf,
         "min_confidence": 0 <= meta.get("min_confidence", 0) <= 1,
         "split": isinstance(meta["split"]["name"], str) and {*SPLITS} == {*meta["split"]["sha256"]},
@@ -127,9 +128,10 @@ def load_members(models: Path, names: Iterable[str] = MEMBERS, device: str = "au
         try:
             if problem := _unusable(meta):
                 raise ValueError(problem)
+            shape = len(meta["genres"]), meta["settings"]["width"], recipe(meta)["rhythm"]
             with torch.device("meta"):  # no memory before the shapes are known to fit: a file may claim any width
-                check_fit(build(len(meta["genres"]), meta["settings"]["width"]), tensors, path)
-            network = build(len(meta["genres"]), meta["settings"]["width"])
+                check_fit(build(*shape), tensors, path)
+            network = build(*shape)
             if meta["strides"] != strides(network):
                 raise ValueError("architecture: its strides are others")
             members.append(Member(name, network, meta, sha256))

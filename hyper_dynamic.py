@@ -27,7 +27,17 @@ from distributed import Team
 from extract_features import dct_basis, load_features
 from files import write_text
 from predict import calibrated, class_accuracies, confidence_threshold, fit_temperature, network_outputs
-from rules import ClassState, Schedule, Settings, class_weights, flag, learning_rate, training_window, update_classes
+from rules import (
+    ADDED,
+    ClassState,
+    Schedule,
+    Settings,
+    class_weights,
+    flag,
+    learning_rate,
+    training_window,
+    update_classes,
+)
 from stopping import Stopped, random_state, set_random_state
 
 if TYPE_CHECKING:
@@ -129,7 +139,7 @@ class Trainer:
             )
         keep_freed_memory(32, 256)  # the ECAS-CNN's first blocks leave tensors of 16 and 18 MB
         set_seed(seed)
-        self.network = build(len(catalogue.genres), settings.width).to(self.device)
+        self.network = build(len(catalogue.genres), settings.width, settings.rhythm).to(self.device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if settings.fast:
             set_fast(self.network, self.device)
@@ -382,6 +392,8 @@ class Trainer:
         expected = self._meta()
         if (refit := meta.get("refit", 0)) not in range(self.refit + 1):  # a shorter one goes on
             raise UserError(f"{path} was made with --refit {refit}: repeat that or ask for more, or begin with --force")
+        if isinstance(meta.get("settings"), dict):
+            meta["settings"] = ADDED | meta["settings"]
         for key in ("settings", "strides", "seed", "split", "genres"):
             if meta.get(key) != expected[key]:
                 what = _other_options(meta.get(key), expected[key]) if key == "settings" else f"another {key}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal
 
 import torch
@@ -103,6 +104,48 @@ class _MeanAndMax(torch.autograd.Function):
         here = torch.eq(x, most, out=torch.empty_like(x))
         share = of_most / here.sum(ctx.dims, keepdim=True)  # tied maxima share
         return torch.addcmul(of_mean * (most.numel() / x.numel()), here, share), None
+
+
+BANDS, LAGS = 32, 128  # of a tempogram; a lag is a frame, 128 are 3 s
+
+
+class Tempogram(nn.Module):
+    """Which rhythms a window has: (batch, mels, frames), normalised log-mels -> (batch, 1, 32 bands, 128 lags).
+
+    The autocorrelation of each band's onset strength, as part of what it is at lag 0 (Grosche, Müller & Kurth, ICASSP
+    2010). It doesn't tell when in the window a beat falls.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bands = nn.functional.avg_pool1d(x.transpose(1, 2), x.shape[1] // BANDS).transpose(1, 2)
+        onsets = torch.diff(bands, prepend=bands[..., :1]).clamp(min=0)
+        onsets = onsets - onsets.mean(2, keepdim=True)
+        length = onsets.shape[2] + LAGS  # padded, so that no lag reaches round the end
+        spectrum = torch.fft.rfft(onsets, length)
+        products = torch.fft.irfft(spectrum.real.square() + spectrum.imag.square(), length)
+        energy = products[..., :1]
+        floor = 0.1 * energy.mean(1, keepdim=True) + 1e-3  # bands without onsets have no rhythm
+        return (products[..., 1 : LAGS + 1] / (energy + floor))[:, None]
+
+
+class Rhythm(nn.Module):
+    """What a small network hears in the tempogram: (batch, mels, frames) -> (batch, 64)."""
+
+    size = 64
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tempogram, self.scale = Tempogram(), nn.BatchNorm2d(1)
+        blocks = [convolution_block(*block) for block in ((1, 24, (5, 7), 2), (24, 48, 3, 2), (48, 64, 3, 2))]
+        self.blocks = nn.Sequential(*itertools.chain(*blocks))
+        places = 64 * BANDS // 8 * LAGS // 8  # which lag it is counts: nothing is pooled
+        self.feature = nn.Sequential(
+            nn.Dropout(0.3), nn.Linear(places, self.size), nn.BatchNorm1d(self.size), nn.SiLU()
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.scale(self.tempogram(x)).contiguous(memory_format=torch.channels_last)
+        return self.feature(self.blocks(x).flatten(1))
 
 
 def mean_and_max(x: torch.Tensor, *dims: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -54,6 +54,7 @@ class Settings:
     last: int = setting(1, "1: release the weights of the schedule's end; 0: of the check with the least loss", high=1)
     fast: int = setting(1, "1: train convolutions in the fastest way known for the processor, such as bfloat16", high=1)
     width: float = setting(1.0, "factor on the channels of the network", 0.01, 10)
+    rhythm: int = setting(0, "1: the network also hears each window's tempogram", high=1)
     graduate_at: float = setting(0.85, "smoothed validation accuracy at which a class graduates")
     demote_margin: float = setting(0.10, "a graduate this far below --graduate-at trains in full again", high=1)
     smoothing: float = setting(0.6, "weight of the past in the smoothed accuracy", high=1)
@@ -66,6 +67,7 @@ class Settings:
     check_every: int = setting(3, "epochs between two looks at the validation songs", low=1)
 
 
+ADDED = {"rhythm": 0}  # settings that checkpoints of older versions don't name, as these had them
 OPTIONS = {option.name: option for option in fields(Settings) if option.metadata}
 
 

@@ -39,7 +39,7 @@ if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-from layers import convolution_block  # noqa: E402
+from layers import Rhythm, convolution_block  # noqa: E402
 
 GRU_SIZE = 128  # both directions together
 FEATURE_SIZE = 2 * GRU_SIZE  # mean and standard deviation
@@ -65,11 +65,14 @@ class AttentionPooling(nn.Module):
 
 
 class CNNBiGRU(nn.Module):
-    """(batch, 128 mels, frames) -> logits (batch, classes), feature (batch, 256)."""
+    """(batch, 128 mels, frames) -> logits (batch, classes), feature (batch, 256).
+
+    With ``rhythm`` the logits are also of the tempogram, and the feature isn't.
+    """
 
     feature_size = FEATURE_SIZE
 
-    def __init__(self, classes: int, width: float = 1.0):
+    def __init__(self, classes: int, width: float = 1.0, rhythm: int = 0):
         super().__init__()
         channels = [max(8, round(width * number)) for number in CHANNELS]
         blocks: list[nn.Module] = []
@@ -81,13 +84,15 @@ class CNNBiGRU(nn.Module):
         self.join = nn.Sequential(nn.Linear(channels[-1] * mels, 2 * GRU_SIZE), nn.SiLU(), nn.Dropout(0.2))
         self.gru = nn.GRU(2 * GRU_SIZE, GRU_SIZE // 2, batch_first=True, bidirectional=True)
         self.pool = AttentionPooling(GRU_SIZE)
-        self.classify = nn.Sequential(nn.Dropout(0.3), nn.Linear(FEATURE_SIZE, classes))
+        self.classify = nn.Sequential(nn.Dropout(0.3), nn.Linear(FEATURE_SIZE + rhythm * Rhythm.size, classes))
+        self.rhythm = Rhythm() if rhythm else None
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        heard = [] if self.rhythm is None else [self.rhythm(x)]
         x = self.blocks(x[:, None].contiguous(memory_format=torch.channels_last))
         steps, _ = self.gru(self.join(x.flatten(1, 2).transpose(1, 2)))
         feature = self.pool(steps)
-        return self.classify(feature), feature
+        return self.classify(torch.cat([feature, *heard], 1)), feature
 
 
 NETWORK = CNNBiGRU

@@ -35,7 +35,7 @@ if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-from layers import convolution_block, mean_and_max  # noqa: E402
+from layers import Rhythm, convolution_block, mean_and_max  # noqa: E402
 
 FEATURE_SIZE = 512
 CHANNELS = (96, 192, 256, 384, 512)
@@ -64,11 +64,14 @@ class DualParallelAttention(nn.Module):
 
 
 class DPACNN(nn.Module):
-    """(batch, 128 mels, frames) -> logits (batch, classes), feature (batch, 512)."""
+    """(batch, 128 mels, frames) -> logits (batch, classes), feature (batch, 512).
+
+    With ``rhythm`` the feature is also of the tempogram.
+    """
 
     feature_size = FEATURE_SIZE
 
-    def __init__(self, classes: int, width: float = 1.0):
+    def __init__(self, classes: int, width: float = 1.0, rhythm: int = 0):
         super().__init__()
         channels = [max(8, round(width * number)) for number in CHANNELS]
         blocks: list[nn.Module] = []
@@ -77,12 +80,16 @@ class DPACNN(nn.Module):
             if index > 0:
                 blocks.append(DualParallelAttention(outputs))
         self.blocks = nn.Sequential(*blocks)
-        self.feature = nn.Sequential(nn.Linear(2 * channels[-1], FEATURE_SIZE), nn.BatchNorm1d(FEATURE_SIZE), nn.SiLU())
+        pooled = 2 * channels[-1] + rhythm * Rhythm.size
+        self.feature = nn.Sequential(nn.Linear(pooled, FEATURE_SIZE), nn.BatchNorm1d(FEATURE_SIZE), nn.SiLU())
         self.classify = nn.Sequential(nn.Dropout(0.3), nn.Linear(FEATURE_SIZE, classes))
+        self.rhythm = Rhythm() if rhythm else None
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        heard = [] if self.rhythm is None else [self.rhythm(x)]
         x = self.blocks(x[:, None].contiguous(memory_format=torch.channels_last))
-        feature = self.feature(torch.cat(mean_and_max(x, 2, 3), 1).flatten(1))
+        pooled = torch.cat(mean_and_max(x, 2, 3), 1).flatten(1)
+        feature = self.feature(torch.cat([pooled, *heard], 1))
         return self.classify(feature), feature
 
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from common import command
-from extract_features import N_MFCC
+from extract_features import N_MFCC, dct_basis
 from rules import Settings
 from training_command import training_command
 
@@ -37,7 +37,7 @@ if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-from layers import convolution_block, mean_and_max  # noqa: E402
+from layers import Rhythm, convolution_block, mean_and_max  # noqa: E402
 
 FEATURE_SIZE = 128
 CHANNELS = (192, 256, 384, 512)
@@ -86,12 +86,27 @@ class Deltas(nn.Module):
         return torch.cat(levels, 1)
 
 
+class MelBands(nn.Module):
+    """The mel bands that MFCCs describe: (batch, 20, t) -> (batch, 128, t)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        basis = torch.tensor(dct_basis().T, dtype=torch.float32, device="cpu")
+        self.register_buffer("basis", basis, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.basis @ x
+
+
 class ECASCNN(nn.Module):
-    """(batch, 20 MFCCs, frames) -> logits (batch, classes), feature (batch, 128)."""
+    """(batch, 20 MFCCs, frames) -> logits (batch, classes), feature (batch, 128).
+
+    With ``rhythm`` the feature is also of the tempogram of the mel bands that the MFCCs describe.
+    """
 
     feature_size = FEATURE_SIZE
 
-    def __init__(self, classes: int, width: float = 1.0):
+    def __init__(self, classes: int, width: float = 1.0, rhythm: int = 0):
         super().__init__()
         channels = [max(8, round(width * number)) for number in CHANNELS]
         self.deltas = Deltas()
@@ -101,14 +116,18 @@ class ECASCNN(nn.Module):
             blocks += convolution_block(inputs, outputs, (5, 7) if index == 0 else 3, STRIDES[index])
             blocks += [ECA(outputs), SpatialAttention()]
         self.blocks = nn.Sequential(*blocks)
-        self.feature = nn.Sequential(nn.Linear(2 * channels[-1], FEATURE_SIZE), nn.BatchNorm1d(FEATURE_SIZE), nn.SiLU())
+        pooled = 2 * channels[-1] + rhythm * Rhythm.size
+        self.feature = nn.Sequential(nn.Linear(pooled, FEATURE_SIZE), nn.BatchNorm1d(FEATURE_SIZE), nn.SiLU())
         self.classify = nn.Sequential(nn.Dropout(0.3), nn.Linear(FEATURE_SIZE, classes))
+        self.rhythm = nn.Sequential(MelBands(), Rhythm()) if rhythm else None
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        heard = [] if self.rhythm is None else [self.rhythm(x)]
         x = self.deltas(x)
         x = self.scale(x.flatten(1, 2)).view_as(x)
         x = self.blocks(x.contiguous(memory_format=torch.channels_last))
-        feature = self.feature(torch.cat(mean_and_max(x, 2, 3), 1).flatten(1))
+        pooled = torch.cat(mean_and_max(x, 2, 3), 1).flatten(1)
+        feature = self.feature(torch.cat([pooled, *heard], 1))
         return self.classify(feature), feature
 
 

@@ -54,6 +54,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "no_dynamic_weights": {"weight_strength": 0.0},
     "no_consolidation": {"consolidation": 0.0},
     "no_averaging": {"average": 0.0},
+    "rhythm": {"rhythm": 1},
     "short_windows": {"short_windows": 0.5},
     "graduate_at_0.75": {"graduate_at": 0.75},
     "rehearsal_0.5": {"rehearsal_rate": 0.5},

@@ -32,7 +32,7 @@ UNCHANGED = Augmentation(**{field.name: 0.0 for field in dataclasses.fields(Augm
 class Linear(nn.Module):
     """Without normalisation and dropout, so that a step knows nothing of how its batch is shared out."""
 
-    def __init__(self, classes: int, width: float):
+    def __init__(self, classes: int, width: float, rhythm: int):
         super().__init__()
         self.classify = nn.Linear(N_MFCC, classes)
 

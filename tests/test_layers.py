@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layers import Convolution, mean_and_max, set_fast
+from layers import LAGS, Convolution, Tempogram, mean_and_max, set_fast
 from train_bigru_cnn import CNNBiGRU
 from train_dpa_cnn import DPACNN
 from train_ecas_cnn import ECASCNN
@@ -65,6 +65,41 @@ def test_gradients_by_products_are_autograds(channels, kernel, stride, padding, 
         results.append([out, *torch.autograd.grad(out.square().sum(), learned)])
     for ours, theirs in zip(*reversed(results), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@given(period=st.integers(5, 100), first=st.integers(1, 100), level=st.floats(0.5, 20))
+def test_a_tempogram_shows_the_beat_wherever_it_falls(period, first, level):
+    x = torch.zeros(1, 128, 260)
+    x[..., first::period] = level
+    tempogram = Tempogram()(x)[0, 0]
+    assert (tempogram.argmax(1) + 1 == period).all()
+    assert 0.2 < tempogram[:, period - 1].min() <= tempogram.max() <= 1
+
+
+@given(frames=st.integers(1, 300), seed=st.integers(0, 99))
+def test_a_tempogram_is_the_autocorrelation_of_onsets(frames, seed):
+    x = torch.randn(1, 128, frames, dtype=torch.double, generator=torch.Generator().manual_seed(seed))
+    rise = x[0].view(32, 4, frames).mean(1).diff(prepend=x[0].view(32, 4, frames).mean(1)[:, :1]).clamp(min=0)
+    rise -= rise.mean(1, keepdim=True)
+    energy = rise.square().sum(1)
+    expected = torch.zeros(32, LAGS, dtype=torch.double)
+    for lag in range(1, min(LAGS + 1, frames)):
+        expected[:, lag - 1] = (rise[:, lag:] * rise[:, :-lag]).sum(1)
+    expected /= (energy + 0.1 * energy.mean() + 1e-3)[:, None]
+    torch.testing.assert_close(Tempogram()(x)[0, 0], expected)
+
+
+@pytest.mark.parametrize("build", NETWORKS)
+def test_what_a_network_hears_of_the_rhythm_is_learned(build):
+    torch.manual_seed(0)
+    network = build(3, 0.05, rhythm=1)
+    assert build(3, 0.05).rhythm is None
+    torch.nn.functional.cross_entropy(network(torch.randn(6, NETWORKS[build], 130))[0], torch.arange(6) % 3).backward()
+    assert all(value.grad.abs().max() > 0 for value in network.rhythm.parameters())
+    for frames in (1, 5, 700):
+        logits, feature = network.eval()(torch.zeros(2, NETWORKS[build], frames))
+        assert logits.isfinite().all()
+        assert feature.shape == (2, network.feature_size)
 
 
 @pytest.mark.parametrize(("fast", "alike"), [("bfloat16", 0.98), ("products", 0.999999)])

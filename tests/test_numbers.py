@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from catalogue import read_catalogue
 from checkpoints import load_checkpoint
 from common import UserError
 from distributed import Team
-from extract_model_features import load_members
+from extract_model_features import MEMBERS, load_members
 from stopping import resume_command
 from train_fusion import CANDIDATES, Rows
 
@@ -83,6 +84,17 @@ def test_all_classes_graduate_at_once(tmp_path):
     assert last / full == pytest.approx(1, abs=0.25), "consolidation trains every class in full"
 
 
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_network_with_a_tempogram_is_trained_and_known_again(tmp_path, capsys, name):
+    where = ["--data", str(write_tiny_data(tmp_path / "data", EVEN)), "--models", str(tmp_path)]
+    script = importlib.import_module(MEMBERS[name])
+    assert script.main([*where, *QUICK, "--rhythm", "1"]) == 0
+    [member] = load_members(tmp_path, [name], "cpu")
+    assert member.network.rhythm is not None
+    assert script.main([*where, *QUICK, "--resume"]) == 1
+    assert "was made with --rhythm 1: repeat its options" in capsys.readouterr().err
+
+
 def test_no_class_ever_graduates(tmp_path):
     log, _ = train(write_tiny_data(tmp_path / "data", EVEN), "--graduate-at", "2")
     assert not any(state["graduated"] for record in log for state in record["classes"].values())
@@ -127,7 +139,7 @@ class Explosive(nn.Module):
 
     feature_size = 4
 
-    def __init__(self, classes: int, width: float):
+    def __init__(self, classes: int, width: float, rhythm: int):
         super().__init__()
         self.zero = nn.Parameter(torch.zeros(1))
         self.line = nn.Linear(4, classes)

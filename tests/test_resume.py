@@ -18,9 +18,10 @@ from helpers import equal, log, no_larger_files, one_line, stopped_in, weights
 
 import train_bigru_cnn
 import train_ecas_cnn
-from checkpoints import load_checkpoint
+from checkpoints import load_checkpoint, save_checkpoint
 from files import WriteError
 from hyper_dynamic import Trainer
+from rules import ADDED
 
 NAME = "ecas_cnn"
 OPTIONS = ("--epochs", 5, "--check-every", 2, "--width", 0.05, "--window", 48, "--share", 0.4, "--threads", 1)
@@ -194,6 +195,16 @@ def test_the_end_of_the_schedule_is_released(whole):
         for name, value in weights(whole).items()
         if value.is_floating_point()
     )
+
+
+def test_a_training_from_before_a_setting_was_added_goes_on(data, whole, tmp_path):
+    models = shutil.copytree(whole, tmp_path / "models")
+    latest = models / NAME / "latest.safetensors"
+    tensors, meta = load_checkpoint(latest, "")
+    settings = {name: value for name, value in meta["settings"].items() if name not in ADDED}
+    save_checkpoint(latest, tensors, meta | {"settings": settings})
+    assert train_ecas_cnn.main(arguments(data, models, "--seed", 7, "--resume")) == 0
+    assert equal(models, whole)
 
 
 def test_the_least_validation_loss_is_released_where_that_is_asked_for(data, tmp_path):
