@@ -18,7 +18,8 @@ published ``fault_filtered`` lists. That takes hours; a round that is done is ke
 Reads   data/metadata.json, data/processed/, the songs, models/; with --seen the lists of songs to leave out
 Writes  results/evaluation.json, results/predictions.csv, results/confusion_<model>.png, results/reliability.png;
         with --seen the same in results/unseen/
-        with --protocol results/protocol_<name>.json, two pictures of that name, and each round below --runs
+        with --protocol results/protocol_<name>.json, two pictures of that name, protocol_<name>_answers.csv with
+        each model's probabilities for every test song, and each round below --runs
 
 Examples
     python evaluate.py
@@ -34,7 +35,7 @@ import dataclasses
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -190,11 +191,7 @@ def one_split(
     result, rows, outputs = evaluate(detector, catalogue)
     if left_out is not None:
         result["unseen"] = left_out
-    with (
-        whole_file(results / "predictions.csv") as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as stream,
-    ):
-        csv.writer(stream).writerows(rows)
+    _write_rows(results / "predictions.csv", rows)
     for name, scores in result["models"].items():
         test = scores["test"]
         title = f"{name}: {percent(test['song_accuracy'])} % of {test['songs']} test songs"
@@ -205,7 +202,7 @@ def one_split(
 
 
 def protocol(name: str, folders: Sequence[Path], results: Path) -> dict[str, Any]:
-    """Pool the rounds of a protocol; write figures and pictures."""
+    """Pool the rounds of a protocol; write figures, answers and pictures."""
     pool = read_rounds(folders)
     result = {"protocol": name, "rounds": len(folders), **pooled(pool, FUSION), "versions": library_versions()}
     figures = result["models"][FUSION]
@@ -214,8 +211,18 @@ def protocol(name: str, folders: Sequence[Path], results: Path) -> dict[str, Any
     draw_confusion(confusion, pool.genres, title, path, "answers")
     outputs = {model: (probabilities, pool.labels) for model, probabilities in pool.outputs.items()}
     draw_reliability(outputs, f"{name}, {len(folders)} rounds", results / f"protocol_{name}_reliability.png")
+    rows = [["round", "track", "genre", "model", *(f"p_{genre}" for genre in pool.genres)]]
+    songs = [*zip(map(str, pool.rounds), pool.tracks, (pool.genres[label] for label in pool.labels), strict=True)]
+    for model, (probabilities, _) in outputs.items():
+        rows += [[*song, model, *(f"{p:.4g}" for p in row)] for song, row in zip(songs, probabilities, strict=True)]
+    _write_rows(results / f"protocol_{name}_answers.csv", rows)
     write_json(results / f"protocol_{name}.json", result)
     return result
+
+
+def _write_rows(path: Path, rows: Iterable[Sequence[str]]) -> None:
+    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows(rows)
 
 
 @command

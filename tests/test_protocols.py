@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import shutil
@@ -108,6 +109,13 @@ def test_a_protocol_runs_through_the_scripts_and_goes_on(mini_features, runs, tm
     for name in ("protocol_artist_confusion.png", "protocol_artist_reliability.png"):
         assert (results / name).read_bytes().startswith(b"\x89PNG")
     assert "1 of 5 artist-grouped folds" in readme.read_text()
+    with (results / "protocol_artist_answers.csv").open(newline="") as stream:
+        answers = list(csv.DictReader(stream))
+    assert sorted(row["track"] for row in answers if row["model"] == "fusion") == sorted(split["test"])
+    for model, figures in first["models"].items():
+        mine = [row for row in answers if row["model"] == model]
+        right = [max(first["genres"], key=lambda g, row=row: float(row[f"p_{g}"])) == row["genre"] for row in mine]
+        assert not mine or np.mean(right) == pytest.approx(figures["mean"])
 
     written = {path: path.stat().st_mtime_ns for path in runs.rglob("*.*") if path.is_file()}
     assert evaluate.main(command) == 0
