@@ -16,25 +16,21 @@ import numpy as np
 
 from common import UserError
 from mp3_frames import mended
-from sound_faults import flaw, has_several_streams, no_file
+from sound_faults import flaw, has_several_streams, is_unfinished, no_file
 
 SAMPLE_RATE = 22_050  # Hz
 MIN_SECONDS = 0.1  # less sound than this is refused
 MAX_SECONDS = 3 * 3600.0  # more is left out: a few kilobytes of flac can claim to be days of silence
-MOST_HEADER = 1 << 12  # bytes; in a larger file there is more than a header
 MIN_RATE = 1000  # Hz; less can hold no music, and would make an hour of every minute
 LOUDEST = 1e12  # times full scale; the squares of more overflow
 BLOCK_FRAMES = 1 << 16  # samples a channel that are decoded at a time
 READ_FRAMES = 1 << 12  # that are asked for at once: so many are lost where a file breaks off
-CANCELLED = 1e-4  # of the channels' power is left in their mean where they are each other's negative
 LEAST_GAP = 0.1  # seconds; shorter jumps of frames' times are rounding
 AV_SUFFIXES = frozenset({".m4a", ".mp4", ".aac", ".wma"})  # what libsndfile doesn't read and PyAV does
 
 
 class SoundReader:
     """Iterate over a sound file as float32 blocks, mono (mean of the channels) at 22,050 Hz, in bounded memory.
-
-    Where the channels cancel each other, as with a cable that is wired the wrong way, the first is taken.
 
     Parameters
     ----------
@@ -132,7 +128,7 @@ class SoundReader:
         with contextlib.ExitStack() as stack:
             stream = self._opened(stack)
             self.rate = stream.samplerate
-            if not stream.frames and self.path.stat().st_size > MOST_HEADER:  # whatever wrote it didn't come to its end
+            if not stream.frames and is_unfinished(self.path):
                 if importlib.util.find_spec("av") is None:
                     extra = "what may follow needs requirements-formats.txt"
                     raise UserError(f"{self.path}: by its header there is no sound in it; {extra}")
@@ -157,7 +153,7 @@ class SoundReader:
                         piece, error = np.zeros((0, 1), dtype=np.float32), caught
                     ended = not len(piece)
                     wanted -= len(piece)
-                    pieces.append(self._mean(piece.T))
+                    pieces.append(piece.mean(axis=1))
                 place += sum(map(len, pieces))
                 yield np.concatenate(pieces)
             if error is not None:
@@ -191,7 +187,7 @@ class SoundReader:
                     ahead = 0.0 if end is None or piece.time is None else piece.time - end
                     jumps += ahead if ahead > LEAST_GAP and not skip else 0.0
                     end = None if piece.time is None else piece.time + piece.samples / self.rate
-                    mono = self._mean(piece.to_ndarray())[skip:]
+                    mono = piece.to_ndarray().mean(axis=0, dtype=np.float32)[skip:]
                     skip -= min(skip, piece.samples)
                     mono = mono if wanted is None else mono[: wanted - read]
                     read += len(mono)
@@ -209,15 +205,6 @@ class SoundReader:
             self.notes.append(f"its times jump by {jumps:.1f} s: sound may be missing")
         if read:
             yield np.concatenate(pending) if pending else np.zeros(0, dtype=np.float32)
-
-    def _mean(self, channels: np.ndarray) -> np.ndarray:
-        """Mono, float32 (samples,), of float32 (channels, samples)."""
-        mono = channels.mean(axis=0, dtype=np.float32)
-        if len(channels) > 1 and np.vdot(mono, mono) < CANCELLED * np.vdot(channels, channels) / len(channels):
-            note = "its channels cancel each other: where they do, the first alone is heard"
-            self.notes += [note] * (note not in self.notes)
-            return channels[0].copy()
-        return mono
 
     def _breaks_off(self, seconds: float, error: Exception) -> None:
         self.notes.append(f"breaks off after {seconds:.1f} s ({_reason(error)})")

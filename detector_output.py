@@ -140,7 +140,9 @@ def songs_done(path: Path, run: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {
         name: record
         for name, record in records.items()
-        if {"min_confidence_given": False} | record["run"] == run and _is_answer(record) and _unchanged(record)
+        if {"min_confidence_given": run["min_confidence_given"]} | record["run"] == run
+        and _is_answer(record)
+        and _unchanged(record)
     }
 
 

@@ -33,7 +33,7 @@ def write_genre(path: Path, genre: str) -> None:
     """Make ``genre`` the only genre in a file's tags; the rest of the file, its sound too, stays as it is.
 
     Tags of ID3v2.3 stay that: in 2.4, which mutagen prefers, some of their frames have no place. ID3v2.2 becomes 2.3.
-    A copy is changed, read again, and only then put in the file's place.
+    A copy is changed, read again, and only then put in the file's place, if all other tags are in it as they were.
 
     Raises
     ------
@@ -48,13 +48,13 @@ def write_genre(path: Path, genre: str) -> None:
         copy = Path(name)
         shutil.copy2(path, copy)
         audio, key = _open(copy)
-        length = audio.info.length
+        length, others = audio.info.length, _others(audio, key)
         if key == "TCON":
             from mutagen.id3 import TCON, ID3FileType
 
             audio.tags.add(TCON(encoding=3, text=[genre]))
             last = _last_bytes(copy) if isinstance(audio, ID3FileType) else b""
-            audio.save(v2_version=3 if _is_older(audio.tags) else 4)
+            audio.save(v2_version=3 if (2, 2) <= audio.tags.version[:2] < (2, 4) else 4, v23_sep=None)
             if last.startswith(b"TAG"):  # ID3v1, which mutagen would write anew from the other frames
                 with copy.open("r+b") as stream:
                     stream.seek(-ID3V1, os.SEEK_END)
@@ -62,8 +62,11 @@ def write_genre(path: Path, genre: str) -> None:
         else:
             audio.tags[key] = [genre]
             audio.save()
-        if read_genre(copy) != [genre] or abs(_open(copy)[0].info.length - length) > 0.1:
+        written = _open(copy)[0]
+        if read_genre(copy) != [genre] or abs(written.info.length - length) > 0.1:
             raise UserError(f"{path}: its tags can't be written; the file is as it was")
+        if _others(written, key) != others:
+            raise UserError(f"{path}: its tags can't be written without a change to others; the file is as it was")
         os.replace(copy, target)
     except UserError:
         raise
@@ -86,7 +89,9 @@ def _open(path: Path) -> tuple[Any, str]:
         audio = mutagen.File(path)
         if audio is not None and isinstance(audio.tags, ID3) and audio.tags.version >= (2,):
             # Its own frames as they are: not as 2.4 has them, nor with those of ID3v1 among them
-            audio = type(audio)(path, translate=not _is_older(audio.tags), load_v1=False)
+            audio = type(audio)(path, translate=False, load_v1=False)
+            for picture in audio.tags.getall("APIC"):  # of 2.2, where types are three letters
+                picture.mime = {"JPG": "image/jpeg", "PNG": "image/png"}.get(picture.mime, picture.mime)
     except Exception as error:  # MutagenError and, of damaged files, whatever else goes wrong
         raise UserError(f"{path}: its tags can't be read ({error or type(error).__name__})") from None
     try:
@@ -99,9 +104,10 @@ def _open(path: Path) -> tuple[Any, str]:
     return audio, "\xa9gen" if isinstance(audio, MP4) else "WM/Genre" if isinstance(audio, ASF) else "genre"
 
 
-def _is_older(tags: Any) -> bool:
-    """Whether ID3 tags are of version 2.2 or 2.3."""
-    return (2, 2) <= tags.version[:2] < (2, 4)
+def _others(audio: Any, key: str) -> dict[str, str]:
+    """A file's tags but for the genre, those that mutagen doesn't understand too."""
+    known = {name: repr(value) for name, value in dict(audio.tags).items() if name.lower() != key.lower()}
+    return known | {"unknown": repr(sorted(getattr(audio.tags, "unknown_frames", [])))}
 
 
 def _last_bytes(path: Path) -> bytes:
@@ -114,5 +120,5 @@ def _number(genre: str) -> int:
     """Of a genre in ID3v1, however its name is written there; 255 if it is none of those."""
     from mutagen.id3 import TCON
 
-    known = ["".join(filter(str.isalnum, name)).lower() for name in TCON.GENRES]
+    genre, *known = ("".join(filter(str.isalnum, name)).lower() for name in (genre, *TCON.GENRES))
     return known.index(genre) if genre in known else 255

@@ -28,9 +28,9 @@ class WriteError(UserError):
     """A file can't be written; the line ends with "run this again"."""
 
 
-def hidden(name: str) -> str:
+def hidden(name: str, most: int = 80) -> str:
     """The start of a hidden file's name, short enough to get an end: file systems count bytes, 255 at most."""
-    return f".{name.encode('utf-8', 'ignore')[:80].decode('utf-8', 'ignore')}."
+    return f".{name.encode('utf-8', 'ignore')[:most].decode('utf-8', 'ignore')}."
 
 
 @contextmanager
@@ -85,7 +85,7 @@ def _sweep(folder: Path) -> None:
 @contextmanager
 def locked_file(path: Path) -> Iterator[None]:
     """The same for one file and the time that it is written; whatever else lies beside it is not touched."""
-    with _lock(path.with_name(f"{hidden(path.name)}lock"), path):
+    with _lock(path.with_name(f"{hidden(path.name, 240)}lock"), path):
         yield
 
 

@@ -61,6 +61,22 @@ def has_several_streams(path: Path) -> bool:
     return False
 
 
+def is_unfinished(path: Path) -> bool:
+    """Whether a wav's header announces no sound and some follows, as where a recorder was killed: no further chunks."""
+    end = path.stat().st_size
+    with path.open("rb") as file:
+        riff = file.read(12)
+        if (riff[:4], riff[8:]) != (b"RIFF", b"WAVE"):
+            return False
+        after = 0  # the end of the empty chunk of sound
+        while len(header := file.read(8)) == 8:
+            length = int.from_bytes(header[4:], "little")
+            if header[:4] == b"data" and length == 0:
+                after = file.tell()
+            file.seek(length + length % 2, os.SEEK_CUR)
+        return 0 < after < end and file.tell() not in (end, end + 1)  # chunks would fill the file
+
+
 def no_file(path: Path) -> str:
     """Why nothing can be read from a path, which may be a pipe that nobody writes to; "" if it is a file."""
     try:

@@ -43,6 +43,7 @@ from extract_model_features import read_provenance
 from figures import calibration_error
 from files import file_sha256, locked, read_array
 from predict import calibrated, confidence_threshold, fit_temperature, is_confident
+from rules import ADDED
 from splits import track_groups
 from verify_model_features import flat_outputs, rows_problems
 
@@ -255,7 +256,7 @@ def round_rows(
     from protocols import read_rounds
 
     pool = read_rounds(folders)
-    recipes = {name: {"refit": 0} | values for name, values in members.items()}
+    recipes = {name: ADDED | {"refit": 0} | values for name, values in members.items()}
     if pool.genres != catalogue.genres or pool.settings != recipes:
         raise UserError("the rounds have other genres or settings than the networks: train both alike")
     usable = {*catalogue.splits["train"], *catalogue.splits["val"]}

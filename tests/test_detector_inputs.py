@@ -225,6 +225,16 @@ def test_a_header_that_was_never_completed_hides_no_sound(tmp_path, monkeypatch,
     sound = decode(path)
     np.testing.assert_allclose(sound.samples, decode(whole).samples, atol=1e-4)
     assert sound.notes == ["by its header there is no sound in it: read to the end of the file"]
+    part, there = decode(path, 1, 0.5), decode(whole, 1, 0.5)
+    np.testing.assert_allclose(part.samples, there.samples, atol=1e-4)
+
+
+@pytest.mark.parametrize("pad", [0, 1])
+def test_an_empty_wav_with_more_than_sound_in_it_is_empty(tmp_path, render_tone, pad):
+    path = render_tone(tmp_path / "empty.wav", seconds=0)
+    path.write_bytes(path.read_bytes() + b"LIST" + (50_000 - pad).to_bytes(4, "little") + b"\x55" * 50_000)
+    with pytest.raises(UserError, match=r"0\.000 s of sound"):
+        decode(path)
 
 
 def test_without_av_one_line_names_the_extra(tmp_path, monkeypatch):

@@ -379,13 +379,14 @@ def test_resume_tells_a_limit_that_was_asked_for_from_the_models_own(detect, son
     args = ("--jsonl", "--output", target, "--resume", songs / "a.wav")
     assert detect(*args)[0] == 0
     own = lines_of(target)[0]["run"]["min_confidence"]
-    text = target.read_text()
-    target.write_text(text.replace('"min_confidence_given": false, ', ""))  # as older versions wrote it
-    assert target.read_text() != text
-    assert detect(*args)[0] == 0
-    assert len(lines_of(target)) == 1
     assert detect(*args, "--min-confidence", own)[0] == 0
-    assert [line["run"].get("min_confidence_given") for line in lines_of(target)] == [None, True]
+    assert [line["run"]["min_confidence_given"] for line in lines_of(target)] == [False, True]
+
+    text = target.read_text()
+    target.write_text(text.replace('"min_confidence_given": true, ', ""))  # as older versions wrote it
+    assert target.read_text() != text
+    assert detect(*args, "--min-confidence", own)[0] == 0
+    assert len(lines_of(target)) == 2
 
 
 def test_resume_refuses_a_file_of_others(tmp_path):

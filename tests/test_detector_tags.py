@@ -72,6 +72,68 @@ def test_older_tags_of_an_mp3_stay_as_old_as_they_are(mutagen, render_tone, tmp_
     assert path.read_bytes()[-128:] == old[:-1] + bytes([TCON.GENRES.index("Metal")])
 
 
+@pytest.mark.parametrize("version", [2, 3, 4])
+def test_other_frames_of_an_mp3_stay(mutagen, render_tone, tmp_path, version):
+    """Among them several values of one, and of 2.4 a frame that belongs to 2.3."""
+    from mutagen.id3 import APIC, ID3, TCON, TIT2, TPE1, TSIZ
+
+    path = render_tone(tmp_path / "song.mp3")
+    if version == 2:
+
+        def frame(name: bytes, content: bytes) -> bytes:
+            return name + len(content).to_bytes(3, "big") + content
+
+        frames = frame(b"TT2", b"\0Tone") + frame(b"PIC", b"\0JPG\3\0picture") + frame(b"TCO", b"\0(17)")
+        size = bytes([0, 0, len(frames) >> 7, len(frames) & 127])
+        path.write_bytes(b"ID3\2\0\0" + size + frames + path.read_bytes())
+    else:
+        tags = ID3()
+        tags.add(TIT2(encoding=1, text=["Tone"]))
+        tags.add(TPE1(encoding=1, text=["One", "Other"]))
+        tags.add(TSIZ(encoding=1, text=["1"]))
+        tags.add(TCON(encoding=1, text=["Rock", "Pop"]))
+        tags.add(APIC(encoding=0, mime="image/png", type=3, desc="", data=b"picture"))
+        tags.save(path, v2_version=version, v23_sep=None)
+    before = ID3(path, translate=False)
+    write_genre(path, "metal")
+    after = ID3(path, translate=False)
+    assert after.version[1] == max(3, version)
+    assert {*after} == {*before}
+    assert len(before) == (3 if version == 2 else 5)
+    for key in before:
+        if key not in ("TCON", "APIC:"):
+            assert after[key].text == before[key].text
+    picture = after["APIC:"]
+    assert (picture.mime, picture.data) == ("image/jpeg" if version == 2 else "image/png", b"picture")
+    assert after["TCON"].text == ["metal"]
+
+
+def test_tags_at_the_end_of_an_mp3_become_newer_ones(mutagen, render_tone, tmp_path):
+    from mutagen.id3 import ID3
+
+    path = render_tone(tmp_path / "song.mp3")
+    old = (b"TAG" + b"Tone".ljust(30, b"\0")).ljust(127, b"\0") + bytes([12])
+    path.write_bytes(path.read_bytes() + old)
+    assert read_genre(path) == ["Other"]
+    write_genre(path, "tango")
+    assert read_genre(path) == ["tango"]
+    assert ID3(path, load_v1=False)["TIT2"].text == ["Tone"]
+    assert path.read_bytes()[-128:] == old[:-1] + bytes([113])
+    write_genre(path, "made up")
+    assert path.read_bytes()[-1] == 255
+
+
+def test_tags_that_would_not_all_survive_are_left_alone(mutagen, render_tone, tmp_path):
+    """What no version of mutagen knows can't go from 2.2 to 2.3."""
+    path = render_tone(tmp_path / "song.mp3")
+    frames = b"XYZ" + bytes([0, 0, 5]) + b"\0Tone"
+    path.write_bytes(b"ID3\2\0\0" + bytes([0, 0, 0, len(frames)]) + frames + path.read_bytes())
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="without a change to others; the file is as it was"):
+        write_genre(path, "rock")
+    assert path.read_bytes() == before
+
+
 def test_an_error_leaves_the_file_as_it_was(mutagen, render_tone, tmp_path, monkeypatch):
     path = render_tone(tmp_path / "song.flac")
     before = path.read_bytes()
