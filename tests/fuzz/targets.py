@@ -147,7 +147,8 @@ def answers(content: bytes, folder: Path) -> None:
     """A file that --resume goes on with."""
     (folder / "answers.jsonl").write_bytes(content)
     with contextlib.suppress(UserError):
-        detector_output.songs_done(folder / "answers.jsonl", {"model": "fusion"})
+        run = {"model": "fusion", "min_confidence_given": False}
+        detector_output.songs_done(folder / "answers.jsonl", run)
 
 
 TARGETS: dict[str, Callable[[bytes, Path], None]] = {
