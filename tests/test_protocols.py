@@ -26,6 +26,7 @@ from common import UserError
 from figures import perfect_calibration_error
 from files import locked
 from protocols import ROUNDS, Pool, check_settings, is_scored, pooled, prepare_round, read_rounds, round_catalogue
+from rules import ADDED
 from tables import protocol_caption, protocol_tables
 
 TINY = " ".join(map(str, QUICK[:-2]))  # the threads are the protocol's
@@ -138,6 +139,10 @@ def test_a_song_counts_once_for_the_fusion(pipeline, runs, tmp_path, capsys):
 def test_a_fusion_learns_from_rounds_but_not_from_its_own_test_songs(pipeline, runs, tmp_path, capsys):
     data, models = copy_data(pipeline, tmp_path), shutil.copytree(pipeline.models, tmp_path / "models")
     (data / "fusion_features" / "selector.npy").unlink()  # the rounds' features aren't used
+    provenance = data / "fusion_features" / "provenance.json"
+    made = json.loads(provenance.read_text())
+    made["settings"] = {name: {k: v for k, v in s.items() if k not in ADDED} for name, s in made["settings"].items()}
+    provenance.write_text(json.dumps(made))  # as a version wrote it that had no such settings
     command = ["--data", str(data), "--models", str(models), "--rounds"]
     assert train_fusion.main([*command, str(runs / "artist_0")]) == 0
     own, rounds = (read_catalogue(folder).splits for folder in (data, runs / "artist_0" / "data"))
