@@ -69,7 +69,7 @@ def is_unfinished(path: Path) -> bool:
         if (riff[:4], riff[8:]) != (b"RIFF", b"WAVE"):
             return False
         after = 0  # the end of the empty chunk of sound
-        while len(header := file.read(8)) == 8:
+        while len(header := file.read(8)) == 8 and min(header[:4]) >= ord(" "):  # a chunk's name; sound seldom looks so
             length = int.from_bytes(header[4:], "little")
             if header[:4] == b"data" and length == 0:
                 after = file.tell()
