@@ -24,9 +24,7 @@ def check_installed() -> None:
 
 def read_genre(path: Path) -> list[str]:
     """The genres in a file's tags, often none. Raises UserError if it has no tags that mutagen knows."""
-    audio, key = _open(path)
-    value = audio.tags.get(key, [])
-    return [str(genre) for genre in getattr(value, "genres", value)]
+    return _genres(*_open(path))
 
 
 def write_genre(path: Path, genre: str) -> None:
@@ -63,7 +61,7 @@ def write_genre(path: Path, genre: str) -> None:
             audio.tags[key] = [genre]
             audio.save()
         written = _open(copy)[0]
-        if read_genre(copy) != [genre] or abs(written.info.length - length) > 0.1:
+        if _genres(written, key) != [genre] or abs(written.info.length - length) > 0.1:
             raise UserError(f"{path}: its tags can't be written; the file is as it was")
         if _others(written, key) != others:
             raise UserError(f"{path}: its tags can't be written without a change to others; the file is as it was")
@@ -102,6 +100,11 @@ def _open(path: Path) -> tuple[Any, str]:
     if isinstance(audio.tags, ID3):
         return audio, "TCON"
     return audio, "\xa9gen" if isinstance(audio, MP4) else "WM/Genre" if isinstance(audio, ASF) else "genre"
+
+
+def _genres(audio: Any, key: str) -> list[str]:
+    value = audio.tags.get(key, [])
+    return [str(genre) for genre in getattr(value, "genres", value)]
 
 
 def _others(audio: Any, key: str) -> dict[str, str]:
