@@ -53,7 +53,7 @@ def trained(name: str, data: Path, models: Path, threads: int, *options: str) ->
     return found
 
 
-@pytest.mark.parametrize(("name", "rhythm"), [("cnn_bigru", 0), ("dpa_cnn", 1), ("ecas_cnn", 0), ("ecas_cnn", 1)])
+@pytest.mark.parametrize(("name", "rhythm"), [*((n, 0) for n in MEMBERS), ("dpa_cnn", 1), ("ecas_cnn", 1)])
 def test_the_same_seed_and_threads_give_the_same_bits(data, tmp_path, name, rhythm):
     one, two = (trained(name, data, tmp_path / run, 2, f"--rhythm={rhythm}") for run in ("one", "two"))
     assert one.keys() == two.keys()
