@@ -241,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--artist-index", type=path_name, metavar="FILE", help=f"with --seen: {lines}")
     of_protocol = parser.add_argument_group("options of --protocol").add_argument
     add("--results", type=path_name, default=Path("results"), metavar="DIR", help="folder of the results")
-    add("--update", type=path_name, nargs="*", default=[], metavar="FILE", help="documents to put the tables in")
+    add("--update", type=path_name, nargs="+", default=[], metavar="FILE", help="documents to put the tables in")
     add("--protocol", choices=list(ROUNDS), help="train and score the pipeline over several splits")
     of_protocol("--rounds", type=positive_int, metavar="N", help="only the first N rounds of the protocol")
     of_protocol(

@@ -221,7 +221,8 @@ def load_features(catalogue: Catalogue, kind: str, tracks: Iterable[str]) -> lis
 
 def read_index(path: Path) -> dict[str, str]:
     """Which song's content (SHA-256) each track's features were made of. Raises UserError if that can't be said."""
-    index = read_json(path, "extract_features.py --force", "settings", "songs")
+    maker = "extract_features.py --force" if path.exists() else "extract_features.py"
+    index = read_json(path, maker, "settings", "songs")
     check_feature_settings(index["settings"], path, "run extract_features.py --force to make all anew")
     if not isinstance(index["songs"], dict):
         raise UserError(f"{path} lists no songs: run extract_features.py --force to make all anew")

@@ -129,6 +129,7 @@ def picture(path: Path, *shape: int, mark: str = "music_genre_fusion", **options
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["text.parse_math"] = False  # a genre may be named A$AP
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(*shape, layout="constrained", **options)

@@ -46,6 +46,7 @@ from common import (
     seconds,
     workers_end_with_us,
 )
+from decoding import AV_SUFFIXES
 from files import file_sha256, locked
 from repeats import DEFAULT_THRESHOLD, Repeat, find_repeats, fingerprint, sound_digest
 from song_lists import PUBLISHED_LISTS, artist_of, read_artists, read_lines, read_split_lists, track_name
@@ -100,6 +101,9 @@ def list_songs(root: Path, data: Path) -> list[Song]:
     songs: dict[str, Song] = {}
     home = Path(os.path.abspath(data))
     for folder in _folders_in(root):
+        sounds = sum(path.suffix.lower() in AUDIO_SUFFIXES | AV_SUFFIXES for path in folder.rglob("[!.]*"))
+        if passed_over := sounds - len(_songs_in(folder)):
+            complain(f"{folder}: sound files in subfolders or of other formats are not used, {passed_over} here")
         for path in _songs_in(folder):
             where = Path(os.path.abspath(path))
             inside = where.is_relative_to(home)
@@ -238,10 +242,11 @@ def _report_splits(catalogue: Catalogue, left_out: int) -> None:
             print(
                 f"{shared} of {len(tracks)} {split} songs have an artist who is in training too, joint credits included"
             )
+    of_artists = "by artists of one side alone " if catalogue.split["method"] == "artist" else ""
     for split in SPLITS:
         if missing := [genre for genre in catalogue.genres if not counts[split][genre]]:
             listed = catalogue.split["method"] == "fault_filtered"
-            reason = "none of its list is here" if listed else "too few that can be used"
+            reason = "none of its list is here" if listed else f"too few {of_artists}that can be used"
             complain(f"{split} has no song of {', '.join(missing)}: {reason}")
 
 
@@ -326,6 +331,9 @@ def _run(args: argparse.Namespace) -> int:
     usable = [song for song in songs if song.verdict == "ok"]
     if not usable:
         raise UserError(f"none of the {len(songs)} songs in {root} can be used: see the reasons above")
+    if len({song.genre for song in usable}) < 2:
+        problem = f"only {usable[0].genre} has songs that can be used"
+        raise UserError(f"{problem}, and two genres are needed: see the reasons above")
     if artists:
         unknown = sum(not song.artist for song in usable)
         if unknown == len(usable):

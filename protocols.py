@@ -178,10 +178,13 @@ def is_scored(folder: Path) -> bool:
 
 def finish(folder: Path, seed: int, device: str) -> None:
     """Fuse a round's networks and score them on its test songs."""
+    from extract_model_features import read_provenance
+
     models = ["--models", str(folder / "models")]
     where = ["--device", device, "--threads", "1"]
     run_script("extract_model_features", folder, *models, *where, "--splits", "val")
-    run_script("create_cleaned_features", folder)
+    if read_provenance(folder / "data" / "fusion_features")["held_out"]["val"]:  # after a refit nothing is fitted
+        run_script("create_cleaned_features", folder)
     run_script("train_fusion", folder, *models, "--seed", str(seed))
     run_script("evaluate", folder, *models, *where, "--results", str(folder / "results"))
 

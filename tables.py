@@ -152,7 +152,8 @@ def markdown(text: str, parts: Sequence[Table], note: str = "") -> str:
     blocks = [text]
     for header, rows in parts:
         lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-        blocks.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+        cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+        blocks.append("\n".join("| " + " | ".join(line) + " |" for line in cells))
     return "\n\n".join([*blocks, *([note] if note else [])])
 
 

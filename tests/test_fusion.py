@@ -12,9 +12,16 @@ from sklearn.linear_model import LogisticRegression
 
 from catalogue import Catalogue, Song
 from common import UserError
-from figures import accuracy_without, bootstrap_difference, calibration_error, mcnemar, perfect_calibration_error
+from figures import (
+    accuracy_without,
+    bootstrap_difference,
+    calibration_error,
+    draw_confusion,
+    mcnemar,
+    perfect_calibration_error,
+)
 from predict import calibrated, class_accuracies, confidence_threshold, fit_temperature, is_confident, wilson_interval
-from tables import percent, with_tables
+from tables import markdown, percent, with_tables
 from train_fusion import (
     CANDIDATES,
     Fusion,
@@ -311,6 +318,15 @@ def test_tables_go_between_the_marks_and_stay_put(tmp_path):
     assert once == "# Ähnlich\n<!-- evaluate.py -->\nnew \\1\n| a |\n<!-- end -->\nrest <!-- end -->\n"
     path.write_text(once, encoding="utf-8")
     assert with_tables(path, "new \\1\n| a |", "evaluate.py") == once
+
+
+def test_a_bar_in_a_genre_is_no_new_column():
+    assert "| R\\|B | 3 |" in markdown("", [(["genre", "songs"], [["R|B", "3"]])])
+
+
+def test_a_genre_with_dollar_signs_is_no_formula(tmp_path):
+    draw_confusion(np.eye(2, dtype=int), ["Ca$h \\frac$", "A$AP"], "two genres", tmp_path / "confusion.png")
+    assert (tmp_path / "confusion.png").exists()
 
 
 def test_documents_without_marks_or_absent_are_refused(tmp_path):

@@ -220,6 +220,31 @@ def test_recorded_facts_are_those_of_the_file(tmp_path: Path) -> None:
     assert song.sha256 == prepare.file_sha256(source / "polka" / "other rate.flac")
 
 
+def test_one_genre_of_usable_songs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_songs(tmp_path / "set", {"polka": 3})
+    (tmp_path / "set" / "waltz").mkdir()
+    (tmp_path / "set" / "waltz" / "x.wav").touch()
+    assert prepare.main(["--data", str(tmp_path / "data"), "--source", str(tmp_path / "set"), "--workers", "1"]) == 1
+    assert "only polka has songs that can be used" in capsys.readouterr().err
+    assert not (tmp_path / "data" / "metadata.json").exists()
+
+
+def test_what_is_passed_over_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_songs(tmp_path / "set", {"polka": 3, "waltz": 3})
+    (root / "waltz" / "slow").mkdir()
+    for name in ("a.ogg", "b.ogg"):
+        (root / "waltz" / "slow" / name).touch()
+    (root / "tango").mkdir()
+    (root / "tango" / "x.wma").touch()
+    (root / "tango" / "cover.jpg").touch()
+    assert len(prepare.list_songs(root, tmp_path)) == 6
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(": ", 1)[1] for line in lines] == [
+        f"{root / 'tango'}: sound files in subfolders or of other formats are not used, 1 here",
+        f"{root / 'waltz'}: sound files in subfolders or of other formats are not used, 2 here",
+    ]
+
+
 def test_no_usable_song(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for genre in ("polka", "waltz"):
         (tmp_path / "set" / genre).mkdir(parents=True)

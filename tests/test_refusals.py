@@ -76,6 +76,15 @@ def test_features_of_other_settings_are_refused(pipeline, tmp_path, capsys):
     assert "extract_features.py --force" in line
 
 
+def test_absent_features_are_asked_for_without_force(pipeline, tmp_path, capsys):
+    data = copy_data(pipeline, tmp_path)
+    (data / "processed" / "features.json").unlink()
+    assert extract_model_features.main(["--data", str(data), "--models", str(pipeline.models)]) == 1
+    line = one_line(capsys)
+    assert "extract_features.py" in line
+    assert "--force" not in line
+
+
 def test_features_of_another_song_are_refused(pipeline, tmp_path, capsys):
     data = copy_data(pipeline, tmp_path, features=True)
     path = data / "processed" / "features.json"
@@ -158,6 +167,9 @@ def test_documents_are_looked_at_before_the_work(pipeline, tmp_path, capsys):
     args = ["--data", str(pipeline.data), "--models", str(pipeline.models), "--results", str(tmp_path / "results")]
     assert evaluate.main([*args, "--update", str(tmp_path / "README.md")]) == 1
     assert "README.md" in one_line(capsys)
+    with pytest.raises(SystemExit) as caught:
+        evaluate.main([*args, "--update"])
+    assert caught.value.code == 2
     assert not (tmp_path / "results").exists()
 
 
