@@ -129,7 +129,7 @@ def picture(path: Path, *shape: int, mark: str = "music_genre_fusion", **options
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams["text.parse_math"] = False  # a genre may be named A$AP
+    matplotlib.rcParams["text.parse_math"] = False  # a genre's name is no formula
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(*shape, layout="constrained", **options)

@@ -46,7 +46,7 @@ from common import (
     seconds,
     workers_end_with_us,
 )
-from decoding import AV_SUFFIXES
+from detector_inputs import SUFFIXES
 from files import file_sha256, locked
 from repeats import DEFAULT_THRESHOLD, Repeat, find_repeats, fingerprint, sound_digest
 from song_lists import PUBLISHED_LISTS, artist_of, read_artists, read_lines, read_split_lists, track_name
@@ -101,10 +101,10 @@ def list_songs(root: Path, data: Path) -> list[Song]:
     songs: dict[str, Song] = {}
     home = Path(os.path.abspath(data))
     for folder in _folders_in(root):
-        sounds = sum(path.suffix.lower() in AUDIO_SUFFIXES | AV_SUFFIXES for path in folder.rglob("[!.]*"))
-        if passed_over := sounds - len(_songs_in(folder)):
+        paths = _songs_in(folder)
+        if passed_over := sum(path.suffix.lower() in SUFFIXES for path in folder.rglob("[!.]*")) - len(paths):
             complain(f"{folder}: sound files in subfolders or of other formats are not used, {passed_over} here")
-        for path in _songs_in(folder):
+        for path in paths:
             where = Path(os.path.abspath(path))
             inside = where.is_relative_to(home)
             song = Song(
@@ -242,11 +242,13 @@ def _report_splits(catalogue: Catalogue, left_out: int) -> None:
             print(
                 f"{shared} of {len(tracks)} {split} songs have an artist who is in training too, joint credits included"
             )
-    of_artists = "by artists of one side alone " if catalogue.split["method"] == "artist" else ""
+    reasons = {
+        "artist": "too few that can be used with artists kept apart",
+        "fault_filtered": "none of its list is here",
+    }
     for split in SPLITS:
         if missing := [genre for genre in catalogue.genres if not counts[split][genre]]:
-            listed = catalogue.split["method"] == "fault_filtered"
-            reason = "none of its list is here" if listed else f"too few {of_artists}that can be used"
+            reason = reasons.get(catalogue.split["method"], "too few that can be used")
             complain(f"{split} has no song of {', '.join(missing)}: {reason}")
 
 

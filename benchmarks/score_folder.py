@@ -42,9 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     detector = GenreDetector(models=args.models, device=args.device, min_confidence=args.min_confidence)
     folders = [str(args.folder / genre) for genre in detector.genres if (args.folder / genre).is_dir()]
-    for other in sorted(path.name for path in args.folder.glob("[!.]*") if path.is_dir()):
-        if other not in detector.genres:
-            complain(f"{args.folder / other}: no genre of these networks; left out")
+    for other in sorted({path.name for path in args.folder.glob("[!.]*") if path.is_dir()} - {*detector.genres}):
+        complain(f"{args.folder / other}: no genre of these networks; left out")
     analyses, labels, confident = [], [], []
     for song, problem in progress([*find_songs(folders)], args.folder.name):
         try:

@@ -197,6 +197,7 @@ def test_rounds_of_refitted_networks_calibrate_their_fusion(mini_features, used,
     told = capsys.readouterr().out
     assert "4 epochs; " in told
     assert "1 more epochs on training and validation songs" in told
+    assert not (runs / "artist_0" / "data" / "fusion_features" / "selector.npy").exists()  # nothing would read it
     pool = read_rounds([runs / "artist_0"])
     assert pool.validation == {}
     assert {name: values["refit"] for name, values in pool.settings.items()} == dict.fromkeys(SIZES, 1)
