@@ -254,6 +254,14 @@ def test_temperature_is_recovered(temperature):
     assert fit_temperature(truth * temperature, labels) == pytest.approx(temperature, rel=0.05)
 
 
+@pytest.mark.parametrize("songs", [1, 5, 100])
+def test_right_answers_alone_are_no_certainty(songs):
+    """All songs right: as sure as Laplace's rule of succession, (songs + 1) / (songs + 2)."""
+    scores, labels = np.tile([0.0, 2.0], (songs, 1)), np.ones(songs, dtype=int)
+    sure = np.exp(calibrated(scores, fit_temperature(scores, labels)))[:, 1]
+    assert sure == pytest.approx((songs + 1) / (songs + 2), abs=1e-3)
+
+
 @given(st.lists(st.floats(-1e4, 1e4), min_size=2, max_size=10), st.floats(0.1, 10))
 def test_calibrated_sums_to_one_and_keeps_the_order(scores, temperature):
     outputs = calibrated(np.array(scores), temperature)
