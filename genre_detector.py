@@ -387,6 +387,8 @@ def _run(args: argparse.Namespace) -> int:
 
         torch.set_num_threads(args.threads)
         detector = GenreDetector(args.model, args.models, args.device, args.min_confidence)
+        if args.write_tags and args.min_confidence is None and detector.min_confidence >= 1:
+            complain("no answer of these networks counts as confident, no tag changes: set a limit by --min-confidence")
         run = {"model": args.model, "weights": detector.weights, "min_confidence": detector.min_confidence}
         run |= {"min_confidence_given": args.min_confidence is not None}
         run |= {"start": args.start, "duration": args.duration, "timeline": args.timeline}

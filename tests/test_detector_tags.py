@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from checkpoints import load_checkpoint, save_checkpoint
 from common import UserError
 from decoding import decode
 from detector_tags import read_genre, write_genre
@@ -180,6 +181,17 @@ def test_nothing_is_written_without_yes_or_confidence(mutagen, detect, song):
     code, _, err = detect("--json", "--write-tags", "--yes", "--min-confidence", 1, path)
     assert (code, err) == (0, "")
     assert path.read_bytes() == before
+
+
+def test_networks_that_are_never_confident_say_that_no_tag_changes(mutagen, detect, models, song, tmp_path):
+    copied = shutil.copytree(models, tmp_path / "models", ignore=shutil.ignore_patterns("latest.*", "best.*"))
+    path = copied / "fusion_progressive" / "model.safetensors"
+    tensors, meta = load_checkpoint(path, "")
+    save_checkpoint(path, tensors, meta | {"min_confidence": 1.0})
+    code, _, err = detect("--json", "--write-tags", "--models", copied, song)
+    assert code == 0
+    assert "no answer of these networks counts as confident" in err
+    assert "no answer" not in detect("--json", "--write-tags", song)[2]
 
 
 def test_yes_writes_and_resume_knows_the_file_again(mutagen, detect, song, tmp_path):
