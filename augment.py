@@ -33,13 +33,20 @@ class Augmentation:
 
 
 def cut_windows(
-    songs: torch.Tensor, lengths: torch.Tensor, song: torch.Tensor, start: torch.Tensor, window: int, tempo: float = 0.0
+    songs: torch.Tensor,
+    places: torch.Tensor,
+    lengths: torch.Tensor,
+    song: torch.Tensor,
+    start: torch.Tensor,
+    window: int,
+    tempo: float = 0.0,
 ) -> torch.Tensor:
     """Cut windows out of songs held in memory, each at a random tempo.
 
     Parameters
     ----------
-    songs : float16 (songs, frames, bins); ``lengths`` int64 (songs,) their frames: the rest is padding
+    songs : float16 (frames, bins) of all songs, one after the other, each filled up to a window if it is shorter
+    places, lengths : int64 (songs,), where each song begins and its own frames
     song, start : int64 (windows,), which song and its first frame
     window : frames
     tempo : largest relative change
@@ -49,7 +56,7 @@ def cut_windows(
     float32 (windows, window, bins)
     """
     if tempo == 0:
-        return songs[song[:, None], start[:, None] + torch.arange(window, device=songs.device)].float()
+        return songs[(places[song] + start)[:, None] + torch.arange(window, device=songs.device)].float()
     rate = torch.exp((torch.rand(len(song), 1, device=songs.device) * 2 - 1) * math.log1p(tempo))
     centre = (window - 1) / 2
     position = start[:, None] + centre + (torch.arange(window, device=songs.device) - centre) * rate
@@ -57,8 +64,8 @@ def cut_windows(
     position = torch.minimum(position.clamp(min=0), last.float())
     before = position.floor().long()
     after = torch.minimum(before + 1, last)
-    share = (position - before)[..., None]
-    return torch.lerp(songs[song[:, None], before].float(), songs[song[:, None], after].float(), share)
+    share, place = (position - before)[..., None], places[song][:, None]
+    return torch.lerp(songs[place + before].float(), songs[place + after].float(), share)
 
 
 def change_windows(windows: torch.Tensor, how: Augmentation, basis: torch.Tensor | None = None) -> torch.Tensor:

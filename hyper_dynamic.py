@@ -164,12 +164,12 @@ class Trainer:
         tracks = [*catalogue.splits["train"], *(catalogue.splits["val"] if refit else [])]
         features = load_features(catalogue, settings.features, tracks)
         self.lengths = [feature.shape[1] for feature in features]
-        self.songs = torch.zeros(
-            len(tracks), max(settings.window, *self.lengths), len(features[0]), dtype=torch.float16
-        )
-        for index, feature in enumerate(features):
-            self.songs[index, : feature.shape[1]] = torch.from_numpy(feature.T)
+        places = np.cumsum([0, *(max(settings.window, length) for length in self.lengths)])
+        self.songs = torch.zeros(int(places[-1]), len(features[0]), dtype=torch.float16)  # one after the other
+        for place, feature in zip(places[:-1], features, strict=True):
+            self.songs[place : place + feature.shape[1]] = torch.from_numpy(feature.T)
         self.songs = self.songs.to(self.device)
+        self.places = torch.from_numpy(places[:-1]).to(self.device)
         self.frames = torch.tensor(self.lengths, device=self.device)
         self.labels = catalogue.labels(tracks)
         self.scheduled = len(catalogue.splits["train"])  # the first songs; the others are for the refit
@@ -295,7 +295,7 @@ class Trainer:
 
         rules = self.settings
         which, first = torch.from_numpy(song).to(self.device), torch.from_numpy(start).to(self.device)
-        windows = cut_windows(self.songs, self.frames, which, first, window, self.augmentation.tempo)
+        windows = cut_windows(self.songs, self.places, self.frames, which, first, window, self.augmentation.tempo)
         windows, partner, part = mixup(change_windows(windows, self.augmentation, self.basis), rules.mixup)
         logits, _ = self._parallel(windows.transpose(1, 2))
         targets = torch.from_numpy(self.labels[song]).to(self.device)

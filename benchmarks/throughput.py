@@ -111,7 +111,7 @@ def measure(trainer: Trainer, turns: int, batches: int) -> list[float]:
 
     settings = trainer.settings
     torch.manual_seed(0)
-    bins = trainer.songs.shape[2]
+    bins = trainer.songs.shape[1]
     batch = torch.randn(settings.batch_size, settings.window, bins).transpose(1, 2)
     labels = torch.arange(settings.batch_size) % len(GENRES)
     trainer.network.train()
