@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from common import complain
 from files import whole_file
 from predict import class_accuracies, wilson_interval
 
@@ -17,6 +18,7 @@ BOOTSTRAPS = 10_000
 DRAWS = 1000
 BINS = 10  # of the calibration error
 LEAST_DRAWN = 5  # songs in a bin of the reliability picture
+LONGEST_LABEL = 40  # characters of a genre's name in a picture
 
 
 def reliability(probabilities: np.ndarray, labels: np.ndarray) -> list[tuple[int, float, float]]:
@@ -104,8 +106,11 @@ def bootstrap_difference(first: np.ndarray, second: np.ndarray, groups: np.ndarr
         return -1.0, 1.0
     gain = np.bincount(which, first.astype(float) - second, len(names))
     count = np.bincount(which, minlength=len(names))
-    drawn = np.random.default_rng(0).integers(len(names), size=(BOOTSTRAPS, len(names)))
-    low, high = np.quantile(gain[drawn].sum(axis=1) / count[drawn].sum(axis=1), (0.025, 0.975))
+    rng, gains = np.random.default_rng(0), []
+    for _ in range(BOOTSTRAPS):  # one at a time: all at once, many groups need gigabytes
+        drawn = rng.integers(len(names), size=len(names))
+        gains.append(gain[drawn].sum() / count[drawn].sum())
+    low, high = np.quantile(gains, (0.025, 0.975))
     return float(low), float(high)
 
 
@@ -124,8 +129,10 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
 def picture(path: Path, *shape: int, mark: str = "music_genre_fusion", **options: Any) -> Iterator[tuple[Any, Any]]:
     """A figure and its axes (``pyplot.subplots``), written to ``path`` as a PNG at the end of the block, whole.
 
-    ``mark`` is in the file's first 200 bytes.
+    ``mark`` is in the file's first 200 bytes. Characters that the font lacks are boxes, which one line on stderr tells.
     """
+    import warnings
+
     import matplotlib
 
     matplotlib.use("Agg")
@@ -135,8 +142,10 @@ def picture(path: Path, *shape: int, mark: str = "music_genre_fusion", **options
     figure, axes = pyplot.subplots(*shape, layout="constrained", **options)
     try:
         yield figure, axes
-        with whole_file(path) as temporary:
+        with whole_file(path) as temporary, warnings.catch_warnings(record=True) as told:
             figure.savefig(temporary, format="png", dpi=120, metadata={"Software": mark})
+        if any("Glyph" in str(warning.message) for warning in told):
+            complain(f"{path}: boxes stand for characters that the font lacks")
     finally:
         pyplot.close(figure)
 
@@ -144,12 +153,16 @@ def picture(path: Path, *shape: int, mark: str = "music_genre_fusion", **options
 def draw_confusion(matrix: np.ndarray, genres: list[str], title: str, path: Path, counted: str = "songs") -> None:
     """A picture of a confusion matrix: true genres down, predicted across, counts of ``counted`` in the cells."""
     parts = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    size = 2.5 + 0.5 * len(genres)
-    with picture(path, figsize=(size, size)) as (_, axes):
+    names = [genre if len(genre) <= LONGEST_LABEL else genre[: LONGEST_LABEL - 1] + "…" for genre in genres]
+    size = max(2.5 + 0.5 * len(names), 1 + 0.1 * len(title)) + 0.1 * max(0, max(map(len, names)) - 10)  # inches
+    with picture(path, figsize=(size, size)) as (figure, axes):
         axes.imshow(parts, cmap="Blues", vmin=0, vmax=1)
-        axes.set_xticks(range(len(genres)), genres, rotation=45, ha="right")
-        axes.set_yticks(range(len(genres)), [f"{g} ({n})" for g, n in zip(genres, matrix.sum(axis=1), strict=True)])
-        axes.set(xlabel="predicted", ylabel=f"true ({counted})", title=title)
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+        axes.set_yticks(
+            range(len(names)), [f"{n} ({count})" for n, count in zip(names, matrix.sum(axis=1), strict=True)]
+        )
+        axes.set(xlabel="predicted", ylabel=f"true ({counted})")
+        figure.suptitle(title)
         for (row, column), count in np.ndenumerate(matrix):
             if count:
                 colour = "white" if parts[row, column] > 0.5 else "black"

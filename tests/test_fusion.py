@@ -332,6 +332,27 @@ def test_a_bar_in_a_genre_is_no_new_column():
     assert "| R\\|B | 3 |" in markdown("", [(["genre", "songs"], [["R|B", "3"]])])
 
 
+@pytest.mark.parametrize(
+    "genres", [["jazz", "techno"], ["Singer-Songwriter", "x" * 37, "y" * 200], list("abcdefghijkl")]
+)
+def test_a_confusion_picture_holds_its_title_and_names(tmp_path, genres):
+    from matplotlib import image
+
+    path, count = tmp_path / "confusion.png", len(genres)
+    draw_confusion(5 * np.eye(count, dtype=int), genres, "cnn_bigru: 83.9 % of 131 test songs", path)
+    pixels = image.imread(path)[..., :3]
+    outermost = (pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:])
+    assert all((edge == 1).all() for edge in outermost), "something is cut off"
+    dark = (pixels < (0.1, 0.3, 0.5)).all(axis=2).mean()  # the diagonal
+    assert dark > 0.1 / count, "the matrix has no room"
+
+
+def test_characters_that_the_font_lacks_are_told_in_one_line(tmp_path, capsys, recwarn):
+    draw_confusion(np.eye(2, dtype=int), ["jazz", "\u6f14\u6b4c"], "two genres", tmp_path / "confusion.png")
+    assert capsys.readouterr().err.count("boxes stand for characters that the font lacks") == 1
+    assert not recwarn
+
+
 def test_a_genre_with_dollar_signs_is_no_formula(tmp_path):
     draw_confusion(np.eye(2, dtype=int), ["Ca$h \\frac$", "A$AP"], "two genres", tmp_path / "confusion.png")
     assert (tmp_path / "confusion.png").exists()
