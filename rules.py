@@ -151,18 +151,23 @@ def is_struggling(accuracy: float | None, epoch: int, rules: Settings) -> bool:
 def class_weights(accuracies: Sequence[float | None], songs: Sequence[int], rules: Settings) -> list[float]:
     """Loss weights between 0.5 and 2 with mean 1, larger for classes with more errors and for rare classes.
 
-    ``songs`` are the training songs of each class; a class of unknown accuracy counts as average.
+    ``songs`` are the training songs of each class; a class of unknown accuracy counts as average. One without training
+    songs has the weight 1 and no say in the others'.
     """
-    known = [accuracy for accuracy in accuracies if accuracy is not None]
+    trained = np.flatnonzero(songs)
+    seen = [accuracies[index] for index in trained]
+    known = [accuracy for accuracy in seen if accuracy is not None]
     average = sum(known) / max(1, len(known))
-    lacks = np.array([0.0 if accuracy is None else average - accuracy for accuracy in accuracies])
-    rarity = np.maximum(songs, 1) ** -0.5
+    lacks = np.array([0.0 if accuracy is None else average - accuracy for accuracy in seen])
+    rarity = np.asarray(songs)[trained] ** -0.5
     raw = np.exp(rules.weight_strength * lacks) * rarity / rarity.mean()
     low, high = -raw.max(), 2.0  # the shift that makes the bounded weights' mean 1 lies between these
     for _ in range(60):
         shift = (low + high) / 2
         low, high = (shift, high) if np.clip(raw + shift, 0.5, 2).mean() < 1 else (low, shift)
-    return [float(weight) for weight in np.clip(raw + high, 0.5, 2)]
+    weights = np.ones(len(songs))
+    weights[trained] = np.clip(raw + high, 0.5, 2)
+    return weights.tolist()
 
 
 def update_classes(

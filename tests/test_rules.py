@@ -29,7 +29,7 @@ from rules import (
 RULES = Settings("any", "melspectrogram", epochs=90)
 parts = st.floats(0, 1)
 accuracies = st.none() | parts
-classes = st.lists(st.tuples(accuracies, st.integers(0, 800)), min_size=1, max_size=12)
+classes = st.lists(st.tuples(accuracies, st.integers(1, 800)), min_size=1, max_size=12)
 states = st.builds(ClassState, accuracies, st.booleans(), st.booleans(), st.floats(0.5, 2))
 
 
@@ -199,9 +199,18 @@ def test_more_errors_never_give_a_smaller_weight(classes, data):
 def test_a_rarer_class_never_gets_a_smaller_weight(classes, data):
     known, songs = map(list, zip(*classes, strict=True))
     one, two = (data.draw(st.integers(0, len(known) - 1)) for _ in range(2))
-    known[two], songs[two] = known[one], data.draw(st.integers(0, songs[one]))
+    known[two], songs[two] = known[one], data.draw(st.integers(1, songs[one]))
     weights = class_weights(known, songs, RULES)
     assert weights[two] >= weights[one]
+
+
+@given(classes, st.lists(st.tuples(st.integers(0, 12), accuracies), max_size=3))
+def test_classes_without_training_songs_leave_the_others_weights_alone(classes, absent):
+    expected = class_weights(*zip(*classes, strict=True), RULES)
+    for place, accuracy in absent:
+        classes.insert(place, (accuracy, 0))
+        expected.insert(place, 1.0)
+    assert class_weights(*zip(*classes, strict=True), RULES) == expected
 
 
 def test_weights_differ_where_errors_or_counts_differ():

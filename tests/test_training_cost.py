@@ -17,7 +17,7 @@ from catalogue import read_catalogue
 from common import UserError
 from distributed import Team
 from predict import window_starts
-from rules import ClassState, Schedule, Settings, learning_rate, update_classes
+from rules import ClassState, Schedule, Settings, learning_rate, training_overlap, update_classes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
@@ -132,6 +132,18 @@ def test_equal_budgets_are_equal(counts):
     assert max(short.counts) - min(short.counts) <= 1
 
 
+def test_struggling_classes_draw_denser_windows():
+    rules = settings("hyper-dynamic", 40)
+    plain, struggling = ([ClassState(struggling=flag) for _ in range(4)] for flag in (False, True))
+    counts = [
+        len(Schedule(rules).draw([2000] * len(LABELS), LABELS, classes, 20, np.random.default_rng(0))[0])
+        for classes in (plain, struggling)
+    ]
+    hops = [window_starts(2000, rules.window, training_overlap(ClassState(struggling=flag), rules)) for flag in (0, 1)]
+    assert counts[1] / counts[0] == pytest.approx(len(hops[1]) / len(hops[0]), rel=0.05)
+    assert counts[1] > 1.3 * counts[0]
+
+
 def test_infobatch_leaves_out_half_of_the_easy_windows_and_counts_the_rest_twice():
     rules = settings("infobatch", 40)
     schedule = InfoBatch(rules)
@@ -176,6 +188,23 @@ def test_a_factor_scales_the_loss_of_its_window(mini_features, tmp_path):
     assert all(torch.equal(one, two) for one, two in zip(ends[0][1], ends[1][1], strict=True))
     assert not all(torch.equal(one, two) for one, two in zip(*ends[0], strict=True))
     assert all(torch.equal(one, two) for one, two in zip(*ends[2], strict=True))
+
+
+@pytest.mark.parametrize("weight", [0.0, 3.0])
+def test_a_classs_weight_scales_the_loss_of_its_windows(mini_features, tmp_path, weight):
+    rules = Settings(name="x", features="mfcc", width=0.02, window=48, mixup=0)
+    trainer = hyper_dynamic.Trainer(rules, train_ecas_cnn.NETWORK, read_catalogue(mini_features[0]), tmp_path, 3, TEAM)
+    trainer.state.classes = [ClassState(weight=weight), *(ClassState() for _ in trainer.state.classes[1:])]
+    songs = len(trainer.labels)
+    loss, each = trainer._loss(np.arange(songs), np.zeros(songs, dtype=np.int64), None, rules.window)
+    expected = (each.numpy() * np.where(trainer.labels == 0, weight, 1)).mean()
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_long_song_costs_the_memory_of_its_own_frames(mini_features, tmp_path):
+    rules = Settings(name="x", features="mfcc", width=0.02, window=48)
+    trainer = hyper_dynamic.Trainer(rules, train_ecas_cnn.NETWORK, read_catalogue(mini_features[0]), tmp_path, 3, TEAM)
+    assert len(trainer.songs) == sum(max(rules.window, length) for length in trainer.lengths)
 
 
 @pytest.mark.parametrize(("final", "average"), [(0.0, 0.0), (1.0, 0.0), (0.5, 0.9999)])
