@@ -163,8 +163,8 @@ def is_scored(folder: Path) -> bool:
     from extract_model_features import MEMBERS
 
     result = read_json(path, "evaluate.py", "checkpoints", "models")
-    with path.with_name("predictions.csv").open(encoding="utf-8") as stream:
-        if ",p_" not in stream.readline():  # as an older version wrote it
+    with path.with_name("predictions.csv").open(encoding="utf-8", newline="") as stream:
+        if not any(column.startswith("p_") for column in next(csv.reader(stream), [])):  # as an older version wrote it
             return False
     answers = {model.get("test", {}).get("songs") for model in result["models"].values()}
     if answers != {len(read_catalogue(folder / "data").splits["test"])}:

@@ -272,6 +272,18 @@ def test_songs_that_moved_are_found_and_songs_that_were_not_scored_are_missed(ru
     assert not is_scored(folder)
 
 
+def test_names_of_genres_may_hold_commas_and_quotes(runs, tmp_path):
+    folder = shutil.copytree(runs / "artist_0", tmp_path / "artist_0", symlinks=True)
+    path = folder / "results" / "predictions.csv"
+    with path.open(newline="") as stream:
+        header, *rows = csv.reader(stream)
+    with path.open("w", newline="") as stream:
+        csv.writer(stream).writerows([[f'{name}, "so"' if name.startswith("p_") else name for name in header], *rows])
+    assert is_scored(folder)
+    path.write_text("split,track,genre,model\n")
+    assert not is_scored(folder)
+
+
 def test_results_without_a_network_are_of_no_round(runs, tmp_path):
     folder = shutil.copytree(runs / "artist_0", tmp_path / "artist_0", symlinks=True)
     assert is_scored(folder)
