@@ -77,16 +77,17 @@ def calibrated(scores: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     return scaled - np.logaddexp.reduce(scaled, axis=-1, keepdims=True)
 
 
-def fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
+def fit_temperature(scores: np.ndarray, labels: np.ndarray, doubt: float | None = None) -> float:
     """The temperature at which songs' scores (songs, classes) have the least log-loss (Guo et al., ICML 2017).
 
-    ``labels`` are class numbers (songs,). One part in songs + 2 of each target is spread over the other classes (Platt,
-    1999, "Probabilistic Outputs for Support Vector Machines"): a few songs, all of them right, are no certainty.
+    ``labels`` are class numbers (songs,). A doubt, by default one part in songs + 2 of each target, is spread over the
+    other classes (Platt, 1999, "Probabilistic Outputs for Support Vector Machines"): a few songs, all of them right,
+    are no certainty.
     """
     from scipy.optimize import minimize_scalar
 
     songs, classes = scores.shape
-    doubt = 1 / (songs + 2)
+    doubt = 1 / (songs + 2) if doubt is None else doubt
     targets = np.full((songs, classes), doubt / (classes - 1))
     targets[np.arange(songs), labels] = 1 - doubt
 

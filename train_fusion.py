@@ -316,7 +316,9 @@ def _run(args: argparse.Namespace) -> int:
         count = len(provenance["members"])
         nothing = {"min_confidence": 1.0, "fitted_on": {"what": "nothing", "songs": 0, "rounds": []}, "candidates": {}}
         save_fusion(target, weighted_fusion(np.full(count, 1 / count), len(catalogue.genres)), meta | nothing)
-        problem = "The networks know the validation songs" if rows is None else f"The {source} are of one artist"
+        problem = (
+            "The networks know the validation songs" if rows is None else f"The {source} are one song, or of one artist"
+        )
         print(f"{problem}: the fusion is the average of the networks, and calls no answer confident.")
         return 0
 

@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arrays["log_probabilities"] = flat_outputs(arrays["log_probabilities"], len(members), len(catalogue.genres))
         for kind, features in arrays.items():
             found = rows_problems(features, labels, names, catalogue, split)
-            constant = int((np.ptp(features, axis=0) == 0).sum()) if not found else 0
+            constant = int((np.ptp(features, axis=0) == 0).sum()) if not found and len(features) > 1 else 0
             if kind == "features_cleaned" and split == "train" and constant:
                 found.append(f"{constant} cleaned dimensions are constant over the training songs")
             if kind == "features_cleaned" and not found and not cleaned_is_so:

@@ -147,7 +147,7 @@ def run(network: str, recipe: str, change: str, epochs: int, seed: int, catalogu
         trainer = Trainer(settings, build, split, Path(folder), seed, Team(torch.device("cpu")), augmentation)
         trainer.run(resume=False)
     outputs, labels = trainer.validate(), trainer.val_labels
-    calm = calibrated(outputs, fit_temperature(outputs, labels))
+    calm = calibrated(outputs, fit_temperature(outputs, labels, doubt=0))
     return {
         "network": network,
         "recipe": recipe,
