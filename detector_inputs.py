@@ -21,7 +21,7 @@ from archives import AUDIO_SUFFIXES
 from common import UserError
 from decoding import AV_SUFFIXES, SoundReader
 from detector_unlike import sounds_like
-from extract_features import song_features
+from extract_features import FRAMES_PER_SECOND, timed_features
 from sound_faults import no_file
 
 SUFFIXES = AUDIO_SUFFIXES | AV_SUFFIXES
@@ -125,7 +125,8 @@ class Heard:
     size: int  # bytes, and
     mtime: float  # seconds since 1970: the file's before it was read
     notes: list[str]  # what had to be mended to decode the song
-    features: dict[str, np.ndarray]  # of extract_features.song_features
+    features: dict[str, np.ndarray]  # of extract_features.song_features, and
+    sounding: np.ndarray  # which of the sound's frames these have, bool (frames,): silence is left out
     sounds_like: str | None  # "noise" (or a tone, or silence) or "speech" if there is no music in it
 
 
@@ -142,9 +143,11 @@ def listen(
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {no_file(Path(path)) or getattr(error, 'strerror', error)}") from None
     blocks = iter(sound) if stop is None else itertools.takewhile(lambda _: not stop.is_set(), sound)
-    features = song_features(blocks)
-    kind = sounds_like(features["melspectrogram"], sound.seconds)
-    return Heard(start, sound.seconds, status.st_size, status.st_mtime, sound.notes, features, kind)
+    features, sounding = timed_features(blocks)
+    silence = (~sounding).sum() / FRAMES_PER_SECOND
+    kind = sounds_like(features["melspectrogram"], sound.seconds - silence)
+    notes = [*sound.notes, *([f"{silence:.1f} s of silence left out"] if silence else [])]
+    return Heard(start, sound.seconds, status.st_size, status.st_mtime, notes, features, sounding, kind)
 
 
 class Listeners:

@@ -15,6 +15,7 @@ from predict import calibrated
 
 MARK = "music_genre_fusion timeline"  # by which its pictures are known again
 SMOOTHING = np.array([1, 2, 3, 2, 1]) / 9  # of neighbouring windows: 3 s apart, so about 15 s decide
+DARKEST = -2  # level in a picture
 PICTURE_COLUMNS = 2000  # of a log-mel in a picture; more frames are averaged
 
 
@@ -34,13 +35,15 @@ def smoothed(log_probabilities: np.ndarray) -> np.ndarray:
     return calibrated(np.lib.stride_tricks.sliding_window_view(padded, len(SMOOTHING), axis=0) @ SMOOTHING)
 
 
-def window_borders(starts: np.ndarray, window: int, start_s: float, seconds: float) -> np.ndarray:
+def window_borders(starts: np.ndarray, window: int, sounding: np.ndarray, start_s: float, seconds: float) -> np.ndarray:
     """Where each window's own time begins, and the end, in seconds of the file: float64 (windows + 1,).
 
-    Overlapping windows part half-way between their middles. ``starts`` and ``window`` are in frames, ``start_s`` is
-    where in the file the first frame lies, ``seconds`` the length that was read.
+    Overlapping windows part half-way between their middles. ``starts`` and ``window`` are in frames of the features,
+    ``sounding`` says which frames of the sound these are, bool (frames of the sound,), ``start_s`` is where in the file
+    its first frame lies, ``seconds`` the length that was read.
     """
-    middles = starts + window / 2
+    frames = np.flatnonzero(sounding)
+    middles = np.interp(starts + window / 2, np.arange(len(frames)), frames)
     inner = (middles[1:] + middles[:-1]) / 2 / FRAMES_PER_SECOND
     return start_s + np.concatenate([[0.0], np.minimum(inner, seconds), [seconds]])
 
@@ -58,9 +61,21 @@ def sections(log_probabilities: np.ndarray, borders: np.ndarray, genres: Sequenc
 
 
 def draw(
-    log_mel: np.ndarray, log_probabilities: np.ndarray, borders: np.ndarray, genres: Sequence[str], path: Path
+    log_mel: np.ndarray,
+    sounding: np.ndarray,
+    log_probabilities: np.ndarray,
+    borders: np.ndarray,
+    genres: Sequence[str],
+    path: Path,
 ) -> None:
-    """Write a PNG: each genre's smoothed probability over time above the log-mel (128, frames) of the same time."""
+    """Write a PNG: each genre's smoothed probability over time above the log-mel (128, frames) of the same time.
+
+    ``sounding`` says which frames of the sound the log-mel has; the others are silence, and black.
+    """
+    if not sounding.all():
+        full = np.full((len(log_mel), len(sounding)), DARKEST, dtype=log_mel.dtype)
+        full[:, sounding] = log_mel
+        log_mel = full
     probabilities = np.exp(smoothed(log_probabilities))
     order = probabilities.mean(axis=0).argsort()[::-1]  # the likeliest lies at the bottom
     factor = max(1, -(-log_mel.shape[1] // PICTURE_COLUMNS))
@@ -86,7 +101,7 @@ def draw(
             aspect="auto",
             extent=(times[0], times[-1], 0, len(log_mel)),
             cmap="magma",
-            vmin=-2,
+            vmin=DARKEST,
             vmax=3,
         )
         lower.set_yticks([0, 64, 128], ["0", "2 kHz", f"{SAMPLE_RATE / 2000:.0f} kHz"])

@@ -45,10 +45,13 @@ N_MELS = 128
 N_MFCC = 20
 TOP_DB = 80.0  # dB below the song's loudest mel cell where the log-mel is cut off
 FRAMES_PER_SECOND = SAMPLE_RATE / HOP_LENGTH
+SILENCE_DB = 60.0  # below the song's loudest mel cell, a frame with nothing above that is silent
+SILENCE_FRAMES = round(FRAMES_PER_SECOND)  # in a row, 1 s, from which on silence is no pause of the music
 GROWTH = 1 << 13  # frames for which a song in progress gets room at a time
 PRODUCT = 1 << 16  # frames that become features at a time
 
-# Saved with the features and in every checkpoint; a difference is refused.
+# Saved with the features and in every checkpoint; a difference is refused. That silence is left out came later and is
+# not in it: no song that the released networks were trained on has any, so their features are the same to the last bit.
 FEATURE_SETTINGS = {
     "version": 1,
     "sample_rate": SAMPLE_RATE,
@@ -150,17 +153,44 @@ def song_features(blocks: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
 
     Returns
     -------
-    ``melspectrogram`` float16 (128, frames) and ``mfcc`` float16 (20, frames), frames = 1 + samples // 512. The
-    MFCCs are the orthonormal DCT-II of the normalised log-mel, so they carry the same normalisation.
+    ``melspectrogram`` float16 (128, frames) and ``mfcc`` float16 (20, frames), of 1 + samples // 512 frames less those
+    of silence. The MFCCs are the orthonormal DCT-II of the normalised log-mel, so they carry the same normalisation.
     """
+    return timed_features(blocks)[0]
+
+
+def timed_features(blocks: Iterable[np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """``song_features``, and which of the song's frames they have, bool (1 + samples // 512,)."""
     rows = _mel_rows(blocks)
+    sounding = is_sounding(rows)
+    if not sounding.all():
+        frames = np.flatnonzero(sounding)
+        for first in range(0, len(frames), GROWTH):  # in place, as a long song is large
+            part = frames[first : first + GROWTH]
+            rows[first : first + len(part)] = rows[part]
+        rows.resize((len(frames), N_MELS), refcheck=False)
     normalised_log_mel(rows.T)
     pieces: dict[str, list[np.ndarray]] = {kind: [] for kind in BINS}
     for first in range(0, len(rows), PRODUCT)[::-1]:  # one round but for a long song
         pieces["melspectrogram"].insert(0, rows[first:].T.astype(np.float16, order="C"))
         pieces["mfcc"].insert(0, _mfcc(rows[first:]).astype(np.float16))
         rows.resize((first, N_MELS), refcheck=False)  # gives the memory of what is done back
-    return {kind: np.concatenate(parts, axis=1) for kind, parts in pieces.items()}
+    return {kind: np.concatenate(parts, axis=1) for kind, parts in pieces.items()}, sounding
+
+
+def is_sounding(rows: np.ndarray) -> np.ndarray:
+    """Which frames of a mel power spectrogram (frames, 128) are no silence of a second or more, bool (frames,).
+
+    Silence is no part of the music: the bands' means would be of it too, and its windows would have a say. All
+    frames count where less than a second would be left.
+    """
+    loudest = rows.max(axis=1)
+    silent = np.concatenate([[False], loudest < loudest.max() * 10 ** (-SILENCE_DB / 10), [False]])
+    edges = np.flatnonzero(np.diff(silent)).reshape(-1, 2)
+    keep = np.ones(len(rows), dtype=bool)
+    for first, last in edges[np.diff(edges)[:, 0] >= SILENCE_FRAMES]:
+        keep[first:last] = False
+    return keep if keep.sum() >= SILENCE_FRAMES else np.ones_like(keep)
 
 
 def _mfcc(rows: np.ndarray) -> np.ndarray:

@@ -196,7 +196,7 @@ class GenreDetector:
             song[FUSION] = self._fusion(*(array[None] for array in song_inputs(*inputs)))[0]
         window, frames = self.members[0].window, heard.features["mfcc"].shape[1]
         starts = window_starts(frames, window, self.members[0].overlap)
-        borders = window_borders(starts, window, heard.start, heard.seconds)
+        borders = window_borders(starts, window, heard.sounding, heard.start, heard.seconds)
         return Analysis(song, windows, borders, frames < window)
 
     def predict(self, path: str | Path, start: float = 0.0, duration: float | None = None) -> Prediction:
@@ -244,7 +244,7 @@ class GenreDetector:
             analysis = self.judge(heard)
             if plot is not None:
                 log_mel = heard.features["melspectrogram"]
-                draw(log_mel, analysis.windows[self.model], analysis.borders, self.genres, plot)
+                draw(log_mel, heard.sounding, analysis.windows[self.model], analysis.borders, self.genres, plot)
             yield path, self.conclude(path, heard, analysis)
 
 

@@ -20,7 +20,7 @@ def test_sections_fill_the_song_and_differ_from_their_neighbours(seed, frames, s
     rng = np.random.default_rng(seed)
     starts = window_starts(frames, 64, 0.5)
     seconds = frames * 512 / 22_050
-    borders = window_borders(starts, 64, start, seconds)
+    borders = window_borders(starts, 64, np.ones(frames, dtype=bool), start, seconds)
     assert len(borders) == len(starts) + 1
     assert (np.diff(borders) >= 0).all()
     found = sections(calibrated(rng.normal(0, 3, (len(starts), 10))), borders, GENRES)
@@ -31,11 +31,23 @@ def test_sections_fill_the_song_and_differ_from_their_neighbours(seed, frames, s
     assert all(0.1 <= section.probability <= 1 for section in found)
 
 
+def test_windows_lie_where_they_are_in_the_file_though_silence_is_left_out():
+    sounding = np.ones(1500, dtype=bool)
+    sounding[:400] = sounding[700:900] = False
+    starts = window_starts(int(sounding.sum()), 100, 0.5)
+    borders = window_borders(starts, 100, sounding, 5.0, 35.0) - 5
+    frames = borders * 22_050 / 512
+    assert (borders[0], borders[-1]) == (0, 35)
+    assert frames[1] == pytest.approx(400 + 75)  # between the first window's middle and the second's
+    assert frames[4:7] == pytest.approx([625, 775, 925])  # half-way between 650 and 900
+    assert frames[-2] == pytest.approx(1500 - 75)
+
+
 def test_sections_by_hand():
     scores = np.zeros((20, 3))
     scores[:10, 0] = scores[10:, 2] = 4
     scores[4] = [0, 5, 0]  # one odd window is smoothed away
     starts = np.arange(20) * 130
-    found = sections(calibrated(scores), window_borders(starts, 260, 0, 63.4), GENRES)
+    found = sections(calibrated(scores), window_borders(starts, 260, np.ones(2730, dtype=bool), 0, 63.4), GENRES)
     assert [section.genre for section in found] == ["a", "c"]
     assert found[0].end_s == pytest.approx((9.5 * 130 + 130) / 43.07, abs=0.01)

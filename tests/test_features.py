@@ -13,7 +13,18 @@ from scipy.fft import dct
 
 from common import UserError
 from decoding import SAMPLE_RATE, decode
-from extract_features import HOP_LENGTH, N_FFT, N_MELS, N_MFCC, mel_power, normalised_log_mel, song_features
+from extract_features import (
+    HOP_LENGTH,
+    N_FFT,
+    N_MELS,
+    N_MFCC,
+    SILENCE_FRAMES,
+    is_sounding,
+    mel_power,
+    normalised_log_mel,
+    song_features,
+    timed_features,
+)
 
 GOLDEN = Path(__file__).with_name("golden_log_mel.npy")
 
@@ -80,6 +91,41 @@ def test_features_have_their_form_at_any_length_and_level(count, seed, level):
 def test_silence_gives_zeros(value):
     for array in song_features([np.full(SAMPLE_RATE, value, dtype=np.float32)]).values():
         assert not array.any()
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 150)), min_size=1, max_size=6))
+def test_silence_of_a_second_is_left_out_and_pauses_stay(parts):
+    silent = np.concatenate([np.full(count, flag) for flag, count in parts])
+    rows = np.where(silent[:, None], 1e-7, 1.0) * np.linspace(0.5, 1, N_MELS)  # 70 dB down
+    runs = np.split(silent, np.flatnonzero(np.diff(silent)) + 1)
+    expected = np.concatenate([np.full(len(run), not (run[0] and len(run) >= SILENCE_FRAMES)) for run in runs])
+    if silent.all() or expected.sum() < SILENCE_FRAMES:  # nothing is louder, or too little
+        expected[:] = True
+    np.testing.assert_array_equal(is_sounding(rows.astype(np.float32)), expected)
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-5], ids=["zeros", "hiss"])
+def test_silence_around_a_song_and_within_changes_nothing_of_it(level):
+    song = rough(6)
+    quiet = level * np.random.default_rng(1).standard_normal(100 * HOP_LENGTH).astype(np.float32)
+    features, sounding = timed_features([quiet, song[: 3 * SAMPLE_RATE], quiet, song[3 * SAMPLE_RATE :], quiet])
+    edges = 12  # frames that hear an edge
+    assert (~sounding).sum() == pytest.approx(300, abs=edges)
+    assert sounding[110:200].all()
+    assert not sounding[:90].any()
+    assert not sounding[-90:].any()
+    expected = song_features([song])
+
+    def changes(array: np.ndarray) -> np.ndarray:
+        """From frame to frame: without the level of each band, in which the edges have a say."""
+        return np.diff(array.astype(float)).ravel()
+
+    for kind, found in features.items():
+        assert found.shape[1] == sounding.sum() == pytest.approx(expected[kind].shape[1], abs=edges)
+        song_alone = changes(expected[kind][:, 20:100])
+        alike = [np.corrcoef(changes(found[:, first : first + 80]), song_alone)[0, 1] for first in range(10, 30)]
+        assert max(alike) > 0.99
 
 
 @settings(max_examples=25)
