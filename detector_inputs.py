@@ -44,9 +44,13 @@ def find_songs(names: Iterable[str], listing: Iterable[bytes] | None = None) -> 
     """
     for name in names:
         if name == "-":
+            empty = True
             for line in _standard_input() if listing is None else listing:
                 if path := os.fsdecode(line.rstrip(b"\r\n")):
+                    empty = False
                     yield from _behind(path)
+            if empty:
+                yield name, UserError("-: standard input names no song")
         elif glob.has_magic(name) and not os.path.lexists(name):
             matches = sorted(_matches(name))
             if not matches:

@@ -162,20 +162,27 @@ def _try_lock(stream: IO[str], what: Path) -> bool:
 
 
 def check_replaceable(path: Path, mark: str, kind: str, option: str) -> None:
-    """Raise UserError if ``path`` is something else than an earlier ``kind``, so that no song is lost to a slip.
+    """Raise UserError if ``path`` is something else than an earlier ``kind``, so that no song is lost to a slip, or if
+    its folder can't be written to, so that no work is.
 
     It is one if ``mark`` is in its first 200 bytes; ``option`` is what named the path.
     """
+    problem = ""
     try:
         with path.open("rb") as stream:
-            if mark.encode() in stream.read(200):
-                return
-        problem = f"is there already and is no {kind}"
+            if mark.encode() not in stream.read(200):
+                problem = f"is there already and is no {kind}"
     except FileNotFoundError:
-        return
+        pass
     except OSError as error:
         problem = f"can't be read ({error.strerror})"
-    raise UserError(f"{path} {problem}: choose another {option}")
+    try:
+        folder = next(parent for parent in Path(os.path.realpath(path)).parents if parent.exists())
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        problem = problem or f"can't be written ({error.strerror})"
+    if problem:
+        raise UserError(f"{path} {problem}: choose another {option}")
 
 
 def write_text(path: Path, text: str) -> None:

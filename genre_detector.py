@@ -242,10 +242,10 @@ class GenreDetector:
                 yield path, heard
                 continue
             analysis = self.judge(heard)
+            yield path, self.conclude(path, heard, analysis)
             if plot is not None:
                 log_mel = heard.features["melspectrogram"]
                 draw(log_mel, heard.sounding, analysis.windows[self.model], analysis.borders, self.genres, plot)
-            yield path, self.conclude(path, heard, analysis)
 
 
 # ---------------------------------------------------------------- command line
@@ -382,7 +382,7 @@ def _run(args: argparse.Namespace) -> int:
     answered = failed = 0
     with Listeners(filter(is_new, named), args.start, args.duration, args.workers) as heard, ExitStack() as stack:
         if args.output:
-            stack.enter_context(locked_file(args.output))
+            stack.enter_context(locked_file(Path(os.path.realpath(args.output))))  # whichever link leads there
         import torch  # while the first song is decoded
 
         torch.set_num_threads(args.threads)

@@ -36,6 +36,7 @@ class Mp3:
     frames: int = 0  # in the runs
     announced: int | None = None  # frames, by the Xing header
     cut: bool = False  # the file ends within a frame
+    joined: bool = False  # frames of another version, layer, rate or number of channels follow
 
     @property
     def first_version(self) -> bool:
@@ -65,6 +66,10 @@ def frame_length(header: int) -> int:
     return (144 if version == 3 else 72) * KBITS[version == 3][kbits] * 1000 // hertz + ((header >> 9) & 1)
 
 
+def is_mono(header: int) -> bool:
+    return (header >> 6) & 3 == 3
+
+
 def survey(path: Path) -> Mp3:
     """Find the frames of a file in one pass, in bounded memory; ``frames`` is 0 where it is no mp3."""
     found = Mp3()
@@ -87,6 +92,8 @@ def survey(path: Path) -> Mp3:
             found.runs.append((start, place))
             if found.cut:
                 break
+        if found.runs and not found.cut:
+            found.joined = _next_run(stream, found.runs[-1][1], 0, chances) < size
     return found
 
 
@@ -114,6 +121,8 @@ def mended(path: Path, frames: int) -> tuple[IO[bytes] | None, str]:
         problem = f"breaks off after {seconds:.1f} s of {whole:.1f} s"
     elif found.cut:
         problem = f"breaks off after {seconds:.1f} s, within a frame"
+    elif found.joined:
+        problem = f"breaks off after {seconds:.1f} s, where sound of another kind follows"
     if len(found.runs) == 1 and frames >= found.samples - FINE * found.frame_samples:
         return None, problem
     copy = tempfile.TemporaryFile()  # noqa: SIM115 (whoever reads it closes it)
@@ -135,8 +144,9 @@ def _header(stream: IO[bytes], place: int) -> int:
 
 
 def _like(first: int, header: int) -> int:
-    """The length of a frame like the first one; 0 if it isn't."""
-    return frame_length(header) if (header ^ first) & ALIKE == 0 else 0
+    """The length of a frame like the first one; 0 if it isn't. What is heard ends where mono becomes stereo."""
+    alike = (header ^ first) & ALIKE == 0 and is_mono(header) == is_mono(first)
+    return frame_length(header) if alike else 0
 
 
 def _after_tags(stream: IO[bytes]) -> int:
@@ -193,7 +203,7 @@ def _xing(stream: IO[bytes], place: int) -> tuple[int | None, int]:
 
 def _side_bytes(header: int) -> int:
     """Bytes of side information behind a frame's header."""
-    mono = (header >> 6) & 3 == 3
+    mono = is_mono(header)
     return (17 if mono else 32) if (header >> 19) & 3 == 3 else (9 if mono else 17)
 
 

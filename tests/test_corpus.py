@@ -143,6 +143,33 @@ def test_an_mp3_without_a_length_is_heard_to_its_end(tmp_path):
     assert sound.notes == []
 
 
+@pytest.mark.parametrize("second", [(44_100, 2), (48_000, 1), (22_050, 1)], ids=["stereo", "48 kHz", "22 kHz"])
+def test_joined_mp3s_that_are_not_heard_whole_say_so(tmp_path, second):
+    import soundfile
+
+    contents = []
+    for rate, channels in ((44_100, 1), second):
+        sound = np.random.default_rng(0).normal(0, 0.1, (4 * rate, channels))
+        soundfile.write(tmp_path / "part.mp3", sound, rate)
+        contents.append((tmp_path / "part.mp3").read_bytes())
+    path = tmp_path / "joined.mp3"
+    path.write_bytes(b"".join(contents))
+    sound = decode(path)
+    assert sound.seconds == pytest.approx(4, abs=0.2)
+    [note] = sound.notes
+    assert note.startswith("breaks off after 4.")
+
+
+def test_joined_mp3s_of_a_kind_are_heard_whole(tmp_path):
+    content = encoded("mp3")
+    path = tmp_path / "joined.mp3"
+    path.write_bytes(content + content)
+    once = len(decode_bytes(tmp_path / "one.mp3", content)) / SAMPLE_RATE
+    sound = decode(path)
+    assert sound.seconds == pytest.approx(2 * once, abs=0.2)
+    assert not any("breaks off" in note for note in sound.notes)
+
+
 def test_an_mp3_has_no_seams_between_blocks(tmp_path):
     import soundfile
 

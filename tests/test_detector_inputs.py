@@ -109,6 +109,11 @@ def test_a_list_is_read_line_by_line(library):
     assert rest == [str(library / "sub/c.ogg"), str(library / "sub/deep/d.wma"), os.fsdecode(b"caf\xe9.ogg")]
 
 
+def test_an_empty_list_is_a_failure():
+    [(name, problem)] = find_songs(["-"], iter([b"\n"]))
+    assert (name, str(problem)) == ("-", "-: standard input names no song")
+
+
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names there are always valid text")
 def test_a_name_that_is_no_text_can_be_read(tmp_path, render_tone):
     os.rename(render_tone(tmp_path / "tone.wav", seconds=1), os.path.join(os.fsencode(tmp_path), b"caf\xe9.wav"))

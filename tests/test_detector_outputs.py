@@ -28,6 +28,7 @@ from decoding import decode
 from detector_inputs import listen
 from detector_output import as_text, songs_done
 from detector_timeline import Section
+from files import locked_file
 from genre_detector import GenreDetector, Prediction
 
 GENRES = list("abcdefghij")
@@ -173,6 +174,36 @@ def test_plot_is_a_picture_of_one_song(detect, songs, tmp_path):
     assert not (tmp_path / "other.png").exists()
 
 
+@pytest.mark.parametrize("option", ["--plot", "--report"])
+def test_what_can_not_be_written_is_told_before_any_work(detect, songs, tmp_path, option):
+    (tmp_path / "file").touch()
+    into = ["--jsonl", "--output", tmp_path / "out.jsonl"]
+    code, out, err = detect(option, tmp_path / "file" / "out.xyz", *into, songs / "a.wav")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert f"choose another {option}" in err
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_picture_that_fails_costs_no_answer(detect, songs, tmp_path, monkeypatch):
+    def no_room(*_: object) -> None:
+        raise UserError("no room")
+
+    monkeypatch.setattr(genre_detector, "draw", no_room)
+    code, out, err = detect("--plot", tmp_path / "out.png", "--jsonl", songs / "a.wav")
+    assert (code, len(out.splitlines())) == (1, 1)
+    assert err.endswith("no room\n")
+
+
+def test_two_runs_that_write_one_file_by_two_names_exclude_each_other(detect, songs, tmp_path):
+    target, link = tmp_path / "out.jsonl", tmp_path / "link.jsonl"
+    target.touch()
+    link.symlink_to(target)
+    with locked_file(target):
+        code, out, err = detect("--jsonl", "--resume", "--output", link, songs / "a.wav")
+    assert (code, out) == (1, "")
+    assert "is in use by process" in err
+
+
 def test_plot_goes_with_resume_and_replaces_nothing_of_others(detect, songs, tmp_path):
     from PIL import Image
 
@@ -296,8 +327,8 @@ def test_a_closed_or_narrow_stream_makes_no_traceback(songs, tmp_path, render_to
     name = shlex.quote(str(render_tone(tmp_path / "\u5c0f.wav", 3)))
     for line in (f"{detector} - <&-", f"{detector} {name} >&-", f"{detector} --jsonl {name} absent.wav 2>&-"):
         done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        assert done.returncode == ("absent" in line), done.stderr
-        assert done.stderr == ""
+        assert done.returncode == (name not in line or "absent" in line), done.stderr
+        assert done.stderr == ("" if name in line else "genre_detector.py: -: standard input names no song\n")
         if "--jsonl" in line:
             assert len([json.loads(row) for row in done.stdout.splitlines()]) == 2
     done = subprocess.run(
