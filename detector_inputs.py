@@ -150,7 +150,7 @@ def listen(
     features, sounding = timed_features(blocks)
     silence = (~sounding).sum() / FRAMES_PER_SECOND
     kind = sounds_like(features["melspectrogram"], sound.seconds - silence)
-    notes = [*sound.notes, *([f"{silence:.1f} s of silence left out"] if silence else [])]
+    notes = [*sound.notes, *([f"{silence:.1f} s of silence left out"] if silence >= 1 else [])]
     return Heard(start, sound.seconds, status.st_size, status.st_mtime, notes, features, sounding, kind)
 
 

@@ -46,7 +46,8 @@ N_MFCC = 20
 TOP_DB = 80.0  # dB below the song's loudest mel cell where the log-mel is cut off
 FRAMES_PER_SECOND = SAMPLE_RATE / HOP_LENGTH
 SILENCE_DB = 60.0  # below the song's loudest mel cell, a frame with nothing above that is silent
-SILENCE_FRAMES = round(FRAMES_PER_SECOND)  # in a row, 1 s, from which on silence is no pause of the music
+SILENCE_FRAMES = round(FRAMES_PER_SECOND)  # in a row, 1 s, from which on silence is no pause of the music,
+EDGE_FRAMES = SILENCE_FRAMES // 4  # and before and after it
 GROWTH = 1 << 13  # frames for which a song in progress gets room at a time
 PRODUCT = 1 << 16  # frames that become features at a time
 
@@ -179,7 +180,7 @@ def timed_features(blocks: Iterable[np.ndarray]) -> tuple[dict[str, np.ndarray],
 
 
 def is_sounding(rows: np.ndarray) -> np.ndarray:
-    """Which frames of a mel power spectrogram (frames, 128) are no silence of a second or more, bool (frames,).
+    """Which frames of a mel power spectrogram (frames, 128) are no silence of some length, bool (frames,).
 
     Silence is no part of the music: the bands' means would be of it too, and its windows would have a say. All
     frames count where less than a second would be left.
@@ -188,8 +189,10 @@ def is_sounding(rows: np.ndarray) -> np.ndarray:
     silent = np.concatenate([[False], loudest < loudest.max() * 10 ** (-SILENCE_DB / 10), [False]])
     edges = np.flatnonzero(np.diff(silent)).reshape(-1, 2)
     keep = np.ones(len(rows), dtype=bool)
-    for first, last in edges[np.diff(edges)[:, 0] >= SILENCE_FRAMES]:
-        keep[first:last] = False
+    for first, last in edges:
+        inside = first > 0 and last < len(rows)
+        if last - first >= (SILENCE_FRAMES if inside else EDGE_FRAMES):
+            keep[first:last] = False
     return keep if keep.sum() >= SILENCE_FRAMES else np.ones_like(keep)
 
 

@@ -7,11 +7,13 @@ Writes  nothing; prints accuracy with its 95 % interval, calibration error, the 
 Examples
     python benchmarks/score_folder.py my_music/
     python benchmarks/score_folder.py my_music/ --start 12 --duration 3 --min-confidence 0.8    # of a part of each song
+    python benchmarks/score_folder.py my_music/ --silence 2    # of copies with silence around the song
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +21,21 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from common import UserError, argument_parser, command, complain, format_table, fraction, path_name, progress, seconds  # noqa: E402
-from detector_inputs import find_songs, listen  # noqa: E402
+from decoding import SAMPLE_RATE, decode  # noqa: E402
+from detector_inputs import Heard, find_songs, listen  # noqa: E402
+
+
+def listen_amid_silence(song: str, silence: float, start: float, duration: float | None) -> Heard:
+    """``listen`` to a copy of a song with so many seconds of silence before and after it."""
+    import numpy as np
+    import soundfile
+
+    quiet = np.zeros(round(silence * SAMPLE_RATE), dtype=np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "song.wav"
+        sound = np.concatenate([quiet, decode(Path(song)).samples, quiet])
+        soundfile.write(copy, sound, SAMPLE_RATE, subtype="FLOAT")
+        return listen(copy, start, duration)
 
 
 @command
@@ -29,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", type=path_name, metavar="DIR", help="folder of checkpoints; else the released ones")
     parser.add_argument("--start", type=seconds, default=0.0, metavar="S", help="seconds left out at the start")
     parser.add_argument("--duration", type=seconds, metavar="S", help="seconds used; if not given, to the end")
+    parser.add_argument("--silence", type=seconds, default=0.0, metavar="S", help="seconds of it put around each song")
     parser.add_argument("--min-confidence", type=fraction, metavar="P", help="if not given, the model's own")
     args = parser.parse_args(argv)
 
@@ -49,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             if problem:
                 raise problem
-            heard = listen(song, args.start, args.duration)
+            part = args.start, args.duration
+            heard = listen_amid_silence(song, args.silence, *part) if args.silence else listen(song, *part)
             analyses.append(detector.judge(heard))
             confident.append(detector.conclude(song, heard, analyses[-1]).confident)
             labels.append(detector.genres.index(Path(song).relative_to(args.folder).parts[0]))
