@@ -8,8 +8,8 @@ Writes  text, or with --json, --jsonl or --csv what docs/output.md describes, on
 Probabilities are calibrated on held-out songs of 30 s and sum to 100 %. An answer is uncertain below the top
 probability from which on held-out songs were right 9 times in 10, for 6 s of sound or less unless --min-confidence is
 given, and always for what sounds like noise, a tone, silence or speech. Exit code 0 when every song was classified, 1
-when at least one couldn't be (a line on stderr names each) or it couldn't begin, 2 for bad usage, 130 after Ctrl-C,
-which keeps what is done.
+when at least one couldn't be, or be tagged (a line on stderr names each), or it couldn't begin, 2 for bad usage, 130
+after Ctrl-C, which keeps what is done.
 
 Examples
     python genre_detector.py song.mp3
