@@ -35,7 +35,7 @@ def sounds_like(log_mel: np.ndarray, seconds: float) -> str | None:
     correlation = frame_correlation(log_mel)
     if correlation == 0 or (correlation < STEADY_BELOW and seconds >= LEAST_SECONDS):
         return "noise"
-    sound = sounding(log_mel)
+    sound = trimmed(log_mel)
     return "speech" if sound.shape[1] >= LEAST_FRAMES and speech_score(sound) > 0 else None
 
 
@@ -61,7 +61,7 @@ def frame_correlation(log_mel: np.ndarray) -> float:
     return float(min((products / squares for products, squares in (whole, shape) if squares), default=0.0))
 
 
-def sounding(log_mel: np.ndarray) -> np.ndarray:
+def trimmed(log_mel: np.ndarray) -> np.ndarray:
     """A log-mel (128, frames) without the quiet before and after the sound."""
     loudness = log_mel[VOICE].mean(axis=0, dtype=np.float32)
     loud = np.flatnonzero(loudness >= (loudness.min() + loudness.max()) / 2)
@@ -71,7 +71,7 @@ def sounding(log_mel: np.ndarray) -> np.ndarray:
 def speech_score(log_mel: np.ndarray) -> float:
     """Above 0 for speech, below for music: a weighted sum of descriptors, each the mean over blocks of 10 s.
 
-    ``log_mel`` is normalised, (128, frames), what ``sounding`` leaves: at least LEAST_FRAMES.
+    ``log_mel`` is normalised, (128, frames), what ``trimmed`` leaves: at least LEAST_FRAMES.
     """
     return float(song_descriptors(log_mel) @ WEIGHTS) + OFFSET
 

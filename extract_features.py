@@ -51,8 +51,7 @@ EDGE_FRAMES = SILENCE_FRAMES // 4  # and before and after it
 GROWTH = 1 << 13  # frames for which a song in progress gets room at a time
 PRODUCT = 1 << 16  # frames that become features at a time
 
-# Saved with the features and in every checkpoint; a difference is refused. That silence is left out came later and is
-# not in it: no song that the released networks were trained on has any, so their features are the same to the last bit.
+# Saved in every checkpoint; a difference is refused.
 FEATURE_SETTINGS = {
     "version": 1,
     "sample_rate": SAMPLE_RATE,
@@ -62,6 +61,11 @@ FEATURE_SETTINGS = {
     "n_mfcc": N_MFCC,
     "top_db": TOP_DB,
     "normalisation": "song: each mel band less its mean, then one scale",
+}
+# Saved with the features. That silence is left out came later and checkpoints don't say it: no song that the released
+# networks were trained on has any, so their features are the same to the last bit.
+STORED_SETTINGS = FEATURE_SETTINGS | {
+    "silence": f"left out: {SILENCE_DB} dB down for {SILENCE_FRAMES} frames, {EDGE_FRAMES} at the ends"
 }
 FOLDERS = {"melspectrogram": "melspectrogram_normalized", "mfcc": "mfcc"}
 BINS = {"melspectrogram": N_MELS, "mfcc": N_MFCC}
@@ -182,18 +186,26 @@ def timed_features(blocks: Iterable[np.ndarray]) -> tuple[dict[str, np.ndarray],
 def is_sounding(rows: np.ndarray) -> np.ndarray:
     """Which frames of a mel power spectrogram (frames, 128) are no silence of some length, bool (frames,).
 
-    Silence is no part of the music: the bands' means would be of it too, and its windows would have a say. All
-    frames count where less than a second would be left.
+    Silence is no part of the music: the bands' means would be of it too, and its windows would have a say. A click
+    amid silence goes with it. All frames count where less than a second would be left.
     """
     loudest = rows.max(axis=1)
-    silent = np.concatenate([[False], loudest < loudest.max() * 10 ** (-SILENCE_DB / 10), [False]])
-    edges = np.flatnonzero(np.diff(silent)).reshape(-1, 2)
-    keep = np.ones(len(rows), dtype=bool)
-    for first, last in edges:
-        inside = first > 0 and last < len(rows)
-        if last - first >= (SILENCE_FRAMES if inside else EDGE_FRAMES):
-            keep[first:last] = False
+    silent = loudest < loudest.max() * 10 ** (-SILENCE_DB / 10)
+    firsts, lengths = _runs(silent)
+    ends = np.pad(silent[firsts] & (lengths >= SILENCE_FRAMES), 1, constant_values=True)
+    click = ~silent[firsts] & (lengths < EDGE_FRAMES) & ends[:-2] & ends[2:]
+    silent |= np.repeat(click, lengths)
+    firsts, lengths = _runs(silent)
+    least = np.full(len(firsts), SILENCE_FRAMES)
+    least[[0, -1]] = EDGE_FRAMES
+    keep = ~np.repeat(silent[firsts] & (lengths >= least), lengths)
     return keep if keep.sum() >= SILENCE_FRAMES else np.ones_like(keep)
+
+
+def _runs(flags: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where runs of equal flags begin, and how long they are."""
+    firsts = np.flatnonzero(np.diff(flags, prepend=~flags[:1]))
+    return firsts, np.diff(firsts, append=len(flags))
 
 
 def _mfcc(rows: np.ndarray) -> np.ndarray:
@@ -221,11 +233,13 @@ def feature_path(data: Path, kind: str, track: str) -> Path:
     return data / "processed" / FOLDERS[kind] / f"{track}.npy"
 
 
-def check_feature_settings(settings: object, where: Path, remedy: str) -> None:
-    """Raise UserError unless ``settings``, found in ``where``, are those of this code."""
-    if settings != FEATURE_SETTINGS:
+def check_feature_settings(
+    settings: object, where: Path, remedy: str, own: dict[str, object] = FEATURE_SETTINGS
+) -> None:
+    """Raise UserError unless ``settings``, found in ``where``, are this code's ``own``."""
+    if settings != own:
         found = settings if isinstance(settings, dict) else {}
-        wrong = sorted(key for key in {*found, *FEATURE_SETTINGS} if found.get(key) != FEATURE_SETTINGS.get(key))
+        wrong = sorted(key for key in {*found, *own} if found.get(key) != own.get(key))
         raise UserError(f"{where} was made with other feature settings ({', '.join(wrong)}): {remedy}")
 
 
@@ -256,7 +270,7 @@ def read_index(path: Path) -> dict[str, str]:
     """Which song's content (SHA-256) each track's features were made of. Raises UserError if that can't be said."""
     maker = "extract_features.py --force" if path.exists() else "extract_features.py"
     index = read_json(path, maker, "settings", "songs")
-    check_feature_settings(index["settings"], path, "run extract_features.py --force to make all anew")
+    check_feature_settings(index["settings"], path, "run extract_features.py --force to make all anew", STORED_SETTINGS)
     if not isinstance(index["songs"], dict):
         raise UserError(f"{path} lists no songs: run extract_features.py --force to make all anew")
     return index["songs"]
@@ -266,7 +280,9 @@ def _extract(track: str, audio: Path, sha256: str, targets: dict[str, Path]) -> 
     """Write one song's feature files; the problem if that can't be done or the file isn't the one of that hash."""
     problem = None
     try:
-        features = song_features(SoundReader(audio))
+        features, sounding = timed_features(SoundReader(audio))
+        if (silence := (~sounding).sum() / FRAMES_PER_SECOND) >= 1:
+            complain(f"{audio}: {silence:.1f} s of silence left out")
     except UserError as error:
         problem = str(error)
     # After decoding, which is then known to have been of this file; what is no longer the song may not be decodable
@@ -311,7 +327,7 @@ def _run(args: argparse.Namespace) -> int:
     ]
 
     def save_index() -> None:
-        write_json(index_path, {"settings": FEATURE_SETTINGS, "songs": dict(sorted(done.items()))})
+        write_json(index_path, {"settings": STORED_SETTINGS, "songs": dict(sorted(done.items()))})
 
     for track in todo:
         done.pop(track, None)

@@ -36,7 +36,7 @@ class Mp3:
     frames: int = 0  # in the runs
     announced: int | None = None  # frames, by the Xing header
     cut: bool = False  # the file ends within a frame
-    joined: bool = False  # frames of another version, layer, rate or number of channels follow
+    joined: bool = False  # frames of another version, rate or number of channels follow
 
     @property
     def first_version(self) -> bool:

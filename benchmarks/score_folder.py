@@ -1,7 +1,7 @@
 """Score the released models on a folder of genre folders: music that neither training nor evaluation has seen.
 
 Reads   DIR/<genre>/<song>, models/
-Writes  nothing; prints accuracy with its 95 % interval, calibration error, the recall of each genre, and how many
+Prints  accuracy with its 95 % interval, calibration error, the recall of each genre, and how many
         answers of the fusion are confident and how many of these right
 
 Examples
@@ -21,21 +21,20 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from common import UserError, argument_parser, command, complain, format_table, fraction, path_name, progress, seconds  # noqa: E402
-from decoding import SAMPLE_RATE, decode  # noqa: E402
+from decoding import SAMPLE_RATE, SoundReader  # noqa: E402
 from detector_inputs import Heard, find_songs, listen  # noqa: E402
 
 
 def listen_amid_silence(song: str, silence: float, start: float, duration: float | None) -> Heard:
-    """``listen`` to a copy of a song with so many seconds of silence before and after it."""
+    """``listen`` to a copy of a part of a song with so many seconds of silence before and after it."""
     import numpy as np
     import soundfile
 
-    quiet = np.zeros(round(silence * SAMPLE_RATE), dtype=np.float32)
+    part = np.concatenate(list(SoundReader(Path(song), start, duration)))
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "song.wav"
-        sound = np.concatenate([quiet, decode(Path(song)).samples, quiet])
-        soundfile.write(copy, sound, SAMPLE_RATE, subtype="FLOAT")
-        return listen(copy, start, duration)
+        soundfile.write(copy, np.pad(part, round(silence * SAMPLE_RATE)), SAMPLE_RATE, subtype="FLOAT")
+        return listen(copy)
 
 
 @command

@@ -31,7 +31,7 @@ from catalogue import read_catalogue  # noqa: E402
 from common import UserError, argument_parser, command, format_table, path_name  # noqa: E402
 from decoding import SAMPLE_RATE, SoundReader, decode  # noqa: E402
 from detector_inputs import find_songs  # noqa: E402
-from detector_unlike import LEAST_FRAMES, OFFSET, WEIGHTS, song_descriptors, sounding  # noqa: E402
+from detector_unlike import LEAST_FRAMES, OFFSET, WEIGHTS, song_descriptors, trimmed  # noqa: E402
 from extract_features import load_features, song_features  # noqa: E402
 
 PARTS = {"whole": (0, 1.0), "10 s": (430, 1.0), "3 s": (129, 0.5)}  # frames, and weight in the fit
@@ -124,7 +124,7 @@ def parts(log_mel: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         surplus = log_mel.shape[1] - frames
         for start in range(0, surplus + 1, max(frames, surplus // 2 + 1)) if frames else [0]:
             piece = log_mel[:, start : start + frames].astype(np.float32) if frames else log_mel
-            sound = sounding(piece - piece.mean(axis=1, keepdims=True))
+            sound = trimmed(piece - piece.mean(axis=1, keepdims=True))
             if sound.shape[1] >= LEAST_FRAMES:
                 yield name, song_descriptors(sound)
 

@@ -48,7 +48,7 @@ FRAMES = 1292  # of 30 s
 
 def noise_catalogue(folder: Path, kind: str, songs: int) -> Catalogue:
     """A catalogue whose songs' features are noise: ``songs`` to train on, one a genre to validate."""
-    from extract_features import FEATURE_SETTINGS, N_MELS, N_MFCC, feature_path
+    from extract_features import N_MELS, N_MFCC, STORED_SETTINGS, feature_path
 
     rng = np.random.default_rng(0)
     bins = N_MFCC if kind == "mfcc" else N_MELS
@@ -57,7 +57,7 @@ def noise_catalogue(folder: Path, kind: str, songs: int) -> Catalogue:
     for number, name in enumerate(names["train"] + names["val"]):
         catalogue.songs[name] = Song(name, name, name, GENRES[number % len(GENRES)], "", 30.0, 22_050, name, "ok")
         write_array(feature_path(folder, kind, name), rng.standard_normal((bins, FRAMES)).astype(np.float16))
-    index = {"settings": FEATURE_SETTINGS, "songs": {name: name for name in catalogue.songs}}
+    index = {"settings": STORED_SETTINGS, "songs": {name: name for name in catalogue.songs}}
     write_json(folder / "processed" / "features.json", index)
     return catalogue
 

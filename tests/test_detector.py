@@ -179,6 +179,17 @@ def test_silence_has_no_say(detector, demo, tmp_path):
     assert found.duration_s == pytest.approx(expected.duration_s + 65, abs=0.01)
 
 
+def test_a_folder_is_scored_alike_with_and_without_silence_around_its_songs(run_script, models, song, tmp_path):
+    for genre in ("jazz", "rock"):
+        (tmp_path / "music" / genre).mkdir(parents=True)
+        shutil.copy(song, tmp_path / "music" / genre / f"song{song.suffix}")
+    args = ("benchmarks/score_folder.py", tmp_path / "music", "--models", models, "--device", "cpu")
+    plain, amid = (run_script(*args, *more).stdout.splitlines() for more in ((), ("--silence", 2)))
+    row = [line for line in plain if line.startswith("accuracy")]
+    assert row == [line for line in amid if line.startswith("accuracy")]
+    assert row[0].split()[2] == "2"
+
+
 def test_wav_and_flac_sound_the_same(detector, song, tmp_path):
     samples, rate = soundfile.read(song, dtype="int16")
     soundfile.write(tmp_path / "song.flac", samples, rate)

@@ -174,13 +174,30 @@ def test_plot_is_a_picture_of_one_song(detect, songs, tmp_path):
     assert not (tmp_path / "other.png").exists()
 
 
+def test_silence_is_black_in_a_picture(detect, songs, tmp_path):
+    from PIL import Image
+
+    sound, rate = soundfile.read(songs / "a.wav")
+    soundfile.write(tmp_path / "late.flac", np.pad(sound, (len(sound), 0)), rate)
+    assert detect("--plot", tmp_path / "out.png", tmp_path / "late.flac")[0] == 0
+    with Image.open(tmp_path / "out.png") as picture:
+        log_mel = np.asarray(picture.convert("L"))[420:660, 110:1040]
+    before, after = np.array_split(log_mel, [465], axis=1)
+    assert (before[:, :-20] < 30).mean() > 0.95
+    assert (after[:, 20:] < 30).mean() < 0.5
+
+
 @pytest.mark.parametrize("option", ["--plot", "--report"])
-def test_what_can_not_be_written_is_told_before_any_work(detect, songs, tmp_path, option):
-    (tmp_path / "file").touch()
-    into = ["--jsonl", "--output", tmp_path / "out.jsonl"]
-    code, out, err = detect(option, tmp_path / "file" / "out.xyz", *into, songs / "a.wav")
-    assert (code, out, err.count("\n")) == (1, "", 1)
-    assert f"choose another {option}" in err
+def test_what_can_not_be_written_is_told_before_any_work(detect, songs, tmp_path, monkeypatch, option):
+    def refused(dir: Path) -> None:
+        assert dir == tmp_path
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("files.tempfile.TemporaryFile", refused)
+    target = tmp_path / "new" / "out.xyz"
+    code, out, err = detect(option, target, "--jsonl", "--output", tmp_path / "out.jsonl", songs / "a.wav")
+    assert (code, out) == (1, "")
+    assert err.endswith(f"{target} can't be written (Permission denied): choose another {option}\n")
     assert not (tmp_path / "out.jsonl").exists()
 
 

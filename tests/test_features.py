@@ -14,12 +14,10 @@ from scipy.fft import dct
 from common import UserError
 from decoding import SAMPLE_RATE, decode
 from extract_features import (
-    EDGE_FRAMES,
     HOP_LENGTH,
     N_FFT,
     N_MELS,
     N_MFCC,
-    SILENCE_FRAMES,
     is_sounding,
     mel_power,
     normalised_log_mel,
@@ -94,19 +92,29 @@ def test_silence_gives_zeros(value):
         assert not array.any()
 
 
-@settings(max_examples=40)
-@given(st.lists(st.tuples(st.booleans(), st.integers(1, 150)), min_size=1, max_size=6))
-def test_silence_is_left_out_and_pauses_stay(parts):
-    silent = np.concatenate([np.full(count, flag) for flag, count in parts])
-    rows = np.where(silent[:, None], 1e-7, 1.0) * np.linspace(0.5, 1, N_MELS)  # 70 dB down
-    runs = np.split(silent, np.flatnonzero(np.diff(silent)) + 1)
-    most = [EDGE_FRAMES if at in (0, len(runs) - 1) else SILENCE_FRAMES for at in range(len(runs))]
-    expected = np.concatenate(
-        [np.full(len(run), not (run[0] and len(run) >= long)) for run, long in zip(runs, most, strict=True)]
-    )
-    if silent.all() or expected.sum() < SILENCE_FRAMES:  # nothing is louder, or too little
-        expected[:] = True
-    np.testing.assert_array_equal(is_sounding(rows.astype(np.float32)), expected)
+@pytest.mark.parametrize(
+    ("frames", "kept"),  # of sound and silence in turn, beginning with sound
+    [
+        ([0, 9, 100], [0, 9, 100]),
+        ([0, 10, 100], [0, 0, 100]),
+        ([100, 42, 100], [100, 42, 100]),  # a pause
+        ([100, 43, 100, 10], [100, 0, 100, 0]),
+        ([0, 100, 9, 60, 100], [0, 0, 0, 0, 100]),  # a click
+        ([0, 100, 10, 60, 100], [0, 0, 10, 0, 100]),
+        ([9, 43, 100, 43, 5], [0, 0, 100, 0, 0]),
+        ([100, 50, 5, 20, 100], [100, 0, 5, 20, 100]),
+        ([0, 100, 42], [0, 100, 42]),  # too little would be left
+        ([0, 100, 43, 100], [0, 0, 43, 0]),
+        ([0, 300], [0, 300]),
+        ([1], [1]),
+    ],
+)
+def test_silence_is_left_out_and_pauses_stay(frames, kept):
+    silent = np.repeat(np.arange(len(frames)) % 2, frames)[:, None]
+    expected = np.concatenate([np.full(count, bool(left)) for count, left in zip(frames, kept, strict=True)])
+    bands = np.linspace(0.5, 1, N_MELS, dtype=np.float32)
+    np.testing.assert_array_equal(is_sounding(np.where(silent, 10**-6.1, 1) * bands), expected)
+    assert is_sounding(np.where(silent, 10**-5.9, 1) * bands).all()
 
 
 @pytest.mark.parametrize("level", [0.0, 1e-5], ids=["zeros", "hiss"])

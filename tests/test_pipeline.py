@@ -69,7 +69,7 @@ def test_every_song_has_its_features(pipeline, catalogue):
             assert array.dtype == np.float16
             assert array.shape == (bins, frames)
     index = json.loads((pipeline.data / "processed" / "features.json").read_text())
-    assert index["settings"] == extract_features.FEATURE_SETTINGS
+    assert index["settings"] == extract_features.STORED_SETTINGS
     assert index["songs"] == {track: song.sha256 for track, song in catalogue.songs.items()}
 
 

@@ -76,6 +76,15 @@ def test_features_of_other_settings_are_refused(pipeline, tmp_path, capsys):
     assert "extract_features.py --force" in line
 
 
+def test_features_from_before_silence_was_left_out_are_refused(pipeline, tmp_path, capsys):
+    data = copy_data(pipeline, tmp_path)
+    path = data / "processed" / "features.json"
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps(index | {"settings": extract_features.FEATURE_SETTINGS}))
+    assert extract_features.main(["--data", str(data)]) == 1
+    assert "other feature settings (silence): run extract_features.py --force" in one_line(capsys)
+
+
 def test_absent_features_are_asked_for_without_force(pipeline, tmp_path, capsys):
     data = copy_data(pipeline, tmp_path)
     (data / "processed" / "features.json").unlink()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from catalogue import SPLITS, Catalogue, Song, split_sums, write_catalogue
-from extract_features import BINS, FEATURE_SETTINGS, feature_path
+from extract_features import BINS, STORED_SETTINGS, feature_path
 from files import write_array, write_json
 
 
@@ -32,6 +32,6 @@ def write_tiny_data(data: Path, songs: Mapping[str, tuple[int, int, int]], frame
                     write_array(feature_path(data, kind, track), feature.astype(np.float16))
     split = {"name": "made_up", "method": "random", "seed": 0, "fold": None, "sha256": split_sums(entries, splits)}
     write_catalogue(Catalogue(sorted(songs), entries, splits, split, data), {})
-    index = {"settings": FEATURE_SETTINGS, "songs": {track: song.sha256 for track, song in entries.items()}}
+    index = {"settings": STORED_SETTINGS, "songs": {track: song.sha256 for track, song in entries.items()}}
     write_json(data / "processed" / "features.json", index)
     return data

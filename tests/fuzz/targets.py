@@ -202,7 +202,7 @@ def _metadata() -> list[bytes]:
 def _features() -> list[bytes]:
     stream = io.BytesIO()
     np.save(stream, np.zeros((20, 4), dtype=np.float16))
-    index = {"settings": extract_features.FEATURE_SETTINGS, "songs": {"a": "b"}}
+    index = {"settings": extract_features.STORED_SETTINGS, "songs": {"a": "b"}}
     return [stream.getvalue(), json.dumps(index).encode()]
 
 
