@@ -113,8 +113,8 @@ def test_silence_is_left_out_and_pauses_stay(frames, kept):
     silent = np.repeat(np.arange(len(frames)) % 2, frames)[:, None]
     expected = np.concatenate([np.full(count, bool(left)) for count, left in zip(frames, kept, strict=True)])
     bands = np.linspace(0.5, 1, N_MELS, dtype=np.float32)
-    np.testing.assert_array_equal(is_sounding(np.where(silent, 10**-6.1, 1) * bands), expected)
-    assert is_sounding(np.where(silent, 10**-5.9, 1) * bands).all()
+    np.testing.assert_array_equal(is_sounding(np.where(silent, 10**-5.1, 1) * bands), expected)
+    assert is_sounding(np.where(silent, 10**-4.9, 1) * bands).all()
 
 
 @pytest.mark.parametrize("level", [0.0, 1e-5], ids=["zeros", "hiss"])

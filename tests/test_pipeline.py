@@ -19,6 +19,7 @@ import genre_detector
 import train_fusion
 from catalogue import SPLITS, Catalogue, read_catalogue
 from checkpoints import load_checkpoint
+from decoding import SoundReader
 from genre_detector import GenreDetector
 from predict import wilson_interval
 
@@ -64,10 +65,12 @@ def test_splits_share_no_song_artist_or_content(catalogue):
 def test_every_song_has_its_features(pipeline, catalogue):
     for track, song in catalogue.songs.items():
         frames = 1 + round(song.seconds * extract_features.SAMPLE_RATE) // extract_features.HOP_LENGTH
+        sounding = extract_features.timed_features(SoundReader(catalogue.audio_path(track)))[1]
+        assert len(sounding) == frames
         for folder, bins in (("melspectrogram_normalized", 128), ("mfcc", 20)):
             array = np.load(pipeline.data / "processed" / folder / f"{track}.npy", allow_pickle=False)
             assert array.dtype == np.float16
-            assert array.shape == (bins, frames)
+            assert array.shape == (bins, sounding.sum())
     index = json.loads((pipeline.data / "processed" / "features.json").read_text())
     assert index["settings"] == extract_features.STORED_SETTINGS
     assert index["songs"] == {track: song.sha256 for track, song in catalogue.songs.items()}
