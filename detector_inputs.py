@@ -21,7 +21,7 @@ from archives import AUDIO_SUFFIXES
 from common import UserError
 from decoding import AV_SUFFIXES, SoundReader
 from detector_unlike import sounds_like
-from extract_features import FRAMES_PER_SECOND, timed_features
+from extract_features import FRAMES_PER_SECOND, silence_note, timed_features
 from sound_faults import no_file
 
 SUFFIXES = AUDIO_SUFFIXES | AV_SUFFIXES
@@ -148,9 +148,8 @@ def listen(
         raise UserError(f"{path}: {no_file(Path(path)) or getattr(error, 'strerror', error)}") from None
     blocks = iter(sound) if stop is None else itertools.takewhile(lambda _: not stop.is_set(), sound)
     features, sounding = timed_features(blocks)
-    silence = (~sounding).sum() / FRAMES_PER_SECOND
-    kind = sounds_like(features["melspectrogram"], sound.seconds - silence)
-    notes = [*sound.notes, *([f"{silence:.1f} s of silence left out"] if silence >= 1 else [])]
+    kind = sounds_like(features["melspectrogram"], min(sound.seconds, sounding.sum() / FRAMES_PER_SECOND))
+    notes = [*sound.notes, *filter(None, [silence_note(sounding)])]
     return Heard(start, sound.seconds, status.st_size, status.st_mtime, notes, features, sounding, kind)
 
 

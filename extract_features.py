@@ -202,6 +202,12 @@ def is_sounding(rows: np.ndarray) -> np.ndarray:
     return keep if keep.sum() >= SILENCE_FRAMES else np.ones_like(keep)
 
 
+def silence_note(sounding: np.ndarray) -> str:
+    """A sentence for the user where a second or more of a song is left out; "" otherwise."""
+    silence = (~sounding).sum() / FRAMES_PER_SECOND
+    return f"{silence:.1f} s of silence left out" if silence >= 1 else ""
+
+
 def _runs(flags: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where runs of equal flags begin, and how long they are."""
     firsts = np.flatnonzero(np.diff(flags, prepend=~flags[:1]))
@@ -281,8 +287,8 @@ def _extract(track: str, audio: Path, sha256: str, targets: dict[str, Path]) -> 
     problem = None
     try:
         features, sounding = timed_features(SoundReader(audio))
-        if (silence := (~sounding).sum() / FRAMES_PER_SECOND) >= 1:
-            complain(f"{audio}: {silence:.1f} s of silence left out")
+        if note := silence_note(sounding):
+            complain(f"{audio}: {note}")
     except UserError as error:
         problem = str(error)
     # After decoding, which is then known to have been of this file; what is no longer the song may not be decodable

@@ -18,12 +18,14 @@ from extract_features import (
     N_FFT,
     N_MELS,
     N_MFCC,
+    _extract,
     is_sounding,
     mel_power,
     normalised_log_mel,
     song_features,
     timed_features,
 )
+from files import file_sha256
 
 GOLDEN = Path(__file__).with_name("golden_log_mel.npy")
 
@@ -138,6 +140,14 @@ def test_silence_around_a_song_and_within_changes_nothing_of_it(level):
         song_alone = changes(expected[kind][:, 20:100])
         alike = [np.corrcoef(changes(found[:, first : first + 80]), song_alone)[0, 1] for first in range(10, 30)]
         assert max(alike) > 0.99
+
+
+def test_extraction_names_a_song_that_silence_was_left_out_of(tmp_path, capsys):
+    path, target = tmp_path / "late.wav", tmp_path / "late.npy"
+    soundfile.write(path, np.pad(rough(3), (3 * SAMPLE_RATE, 0)), SAMPLE_RATE)
+    assert _extract("late", path, file_sha256(path), {"mfcc": target}) == ("late", None)
+    assert capsys.readouterr().err.endswith(f"{path}: 3.0 s of silence left out\n")
+    assert np.load(target).shape == (N_MFCC, pytest.approx(130, abs=3))
 
 
 @settings(max_examples=25)
