@@ -89,6 +89,7 @@ CONDITIONS: dict[str, Callable[[np.ndarray, np.random.Generator], Copy]] = {
     "clipped 12 dB above full scale": lambda x, rng: Copy(np.clip(4 * x / np.abs(x).max(), -1, 1)),
     "noise 20 dB below": lambda x, rng: Copy(noisy(x, rng)),
     "faded in and out": lambda x, rng: Copy(faded(x)),
+    "2 s of silence before and after": lambda x, rng: Copy(np.pad(x, 2 * SAMPLE_RATE)),
     "stereo, right 10 ms late": lambda x, rng: Copy(wide(x)),
     "4 % faster": lambda x, rng: Copy(resampled(x, round(SAMPLE_RATE / 1.04))),
 }
