@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -131,8 +132,6 @@ def picture(path: Path, *shape: int, mark: str = "music_genre_fusion", **options
 
     ``mark`` is in the file's first 200 bytes. Characters that the font lacks are boxes, which one line on stderr tells.
     """
-    import warnings
-
     import matplotlib
 
     matplotlib.use("Agg")

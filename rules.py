@@ -151,8 +151,8 @@ def is_struggling(accuracy: float | None, epoch: int, rules: Settings) -> bool:
 def class_weights(accuracies: Sequence[float | None], songs: Sequence[int], rules: Settings) -> list[float]:
     """Loss weights between 0.5 and 2 with mean 1, larger for classes with more errors and for rare classes.
 
-    ``songs`` are the training songs of each class; a class of unknown accuracy counts as average. One without training
-    songs has the weight 1 and no say in the others'.
+    ``songs`` are the training songs of each class, not all 0. A class of unknown accuracy counts as average, one that
+    has no training songs gets the weight 1 and no say in the others'.
     """
     trained = np.flatnonzero(songs)
     seen = [accuracies[index] for index in trained]

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from common import UserError, argument_parser, command, complain, format_table, fraction, path_name, progress, seconds  # noqa: E402
-from decoding import SAMPLE_RATE, SoundReader  # noqa: E402
+from decoding import SAMPLE_RATE, decode  # noqa: E402
 from detector_inputs import Heard, find_songs, listen  # noqa: E402
 
 
@@ -30,7 +30,7 @@ def listen_amid_silence(song: str, silence: float, start: float, duration: float
     import numpy as np
     import soundfile
 
-    part = np.concatenate(list(SoundReader(Path(song), start, duration)))
+    part = decode(Path(song), start, duration).samples
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "song.wav"
         soundfile.write(copy, np.pad(part, round(silence * SAMPLE_RATE)), SAMPLE_RATE, subtype="FLOAT")
