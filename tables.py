@@ -142,7 +142,7 @@ def protocol_caption(result: dict[str, Any]) -> str:
         f"{100 * gain['difference']:+.1f} points from its best member, {result['best_member']} (bootstrap "
         f"over {over} {low} to {high}, McNemar p {gain['mcnemar_p']:.2g}).{chance}{unnamed} "
         "Spread: standard deviation of the rounds. Means are over rounds, differences over pooled answers. "
-        "Pooled 95 % and p take answers as independent, which those about songs of one artist are not."
+        "Pooled 95 % and p take answers as independent, which those about one song or one artist are not."
         + (" After a refit a round's fusion is the average, nothing is fitted." if any(result["refit"]) else "")
     )
 
