@@ -25,6 +25,7 @@ AUDIO_SUFFIXES = frozenset({".wav", ".au", ".mp3", ".ogg", ".flac", ".aiff", ".a
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MARKER = ".extracted.json"
 COPY_BYTES = 1 << 20
+UTF8_NAME = 1 << 11  # flag of a zip's member
 TAR_NOTES = {
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
@@ -91,8 +92,11 @@ def extract_songs(archive: Path, target: Path, limits: Limits | None) -> None:
         if not (target / MARKER).exists():
             remedy = f"use it by --source {target}, or delete it to extract {archive}"
             raise UserError(f"{target} is there already: {remedy}")
-        if read_json(target / MARKER, "prepare_gtzan_data.py", "sha256")["sha256"] != digest:
+        made_of = read_json(target / MARKER, "prepare_gtzan_data.py", "sha256", "songs")
+        if made_of["sha256"] != digest:
             raise UserError(f"{target} holds the songs of another archive: delete it, then run this again")
+        if (gone := made_of["songs"] - sum(is_audio_name(path.name) for path in target.glob("*/*"))) > 0:
+            complain(f"{target} lacks {gone} songs of {archive}: delete it and run this again to have them back")
         return
     partial = target.with_name(f".{target.name}{PART}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -162,7 +166,7 @@ def _members(archive: Path) -> Iterator[Member]:
                 if not info.is_dir():
                     mode = info.external_attr >> 16
                     odd = "encrypted" if info.flag_bits & 1 else _oddity(mode) if stat.S_IFMT(mode) else ""
-                    yield Member(info.filename, info.file_size, odd, functools.partial(bundle.open, info))
+                    yield Member(_zip_name(info), info.file_size, odd, functools.partial(bundle.open, info))
         return
     # Not as a "r|*" stream, which takes a cut-off download for a whole one
     with tarfile.open(archive, tarinfo=Entry) as stream:
@@ -172,6 +176,14 @@ def _members(archive: Path) -> Iterator[Member]:
             if not entry.isdir():
                 odd = "" if entry.isreg() else "a link" if entry.issym() or entry.islnk() else "not an ordinary file"
                 yield Member(entry.name, entry.size, odd, functools.partial(_open, stream, entry))
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """A member's name; without a declaration it counts as DOS's code page 437, but Info-ZIP's UTF-8 lacks one too."""
+    if not info.flag_bits & UTF8_NAME:
+        with suppress(UnicodeError):
+            return info.filename.encode("cp437").decode("utf-8")
+    return info.filename
 
 
 def _open(stream: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes]:

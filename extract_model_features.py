@@ -32,12 +32,13 @@ import numpy as np
 
 from catalogue import SPLITS, Catalogue, read_catalogue
 from checkpoints import check_fit, fill_network, load_checkpoint, strides
-from common import UserError, argument_parser, command, format_table, library_versions, progress
+from common import UserError, argument_parser, command, complain, format_table, library_versions, progress
 from extract_features import FOLDERS, load_features
 from files import file_sha256, locked, read_json, write_array, write_json
 from hyper_dynamic import keep_freed_memory, pick_device
 from predict import calibrated, network_outputs
 from rules import ADDED, MAX_WINDOW
+from stopping import unfinished
 
 if TYPE_CHECKING:
     from torch import nn
@@ -221,6 +222,9 @@ def _run(args: argparse.Namespace) -> int:
     catalogue = read_catalogue(args.data)
     members = load_members(args.models, device=args.device)
     check_split(members, catalogue)
+    for member in members:
+        if done := unfinished(args.models / member.name):
+            complain(f"a newer training of {member.name} isn't done ({done}): the network from before it is used")
     folder = args.data / "fusion_features"
     rows = []
     held_out = {split: all(split not in member.knows for member in members) for split in SPLITS}

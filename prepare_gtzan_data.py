@@ -48,7 +48,7 @@ from common import (
 )
 from detector_inputs import SUFFIXES
 from files import file_sha256, locked
-from repeats import DEFAULT_THRESHOLD, Repeat, find_repeats, fingerprint, sound_digest
+from repeats import DEFAULT_THRESHOLD, Repeat, find_repeats, fingerprints, sound_digest
 from song_lists import PUBLISHED_LISTS, artist_of, read_artists, read_lines, read_split_lists, track_name
 from sound_faults import no_file
 from splits import split_songs
@@ -145,7 +145,7 @@ class Check:
     seconds: float = 0.0
     rate: int = 0
     sound: str = ""  # digest of the decoded sound
-    print: np.ndarray | None = None
+    prints: Sequence[np.ndarray] = ()  # of its pieces
 
 
 def check_song(path: Path, file: str, min_seconds: float) -> Check:
@@ -171,7 +171,7 @@ def check_song(path: Path, file: str, min_seconds: float) -> Check:
             return replace(check, verdict=f"only {sound.seconds:.2f} s of sound")
         if sound.samples.std(dtype=np.float64) < SILENCE:
             return replace(check, verdict="silent")
-        return replace(check, sound=sound_digest(sound.samples), print=fingerprint(sound.samples))
+        return replace(check, sound=sound_digest(sound.samples), prints=fingerprints(sound.samples))
     except Exception as error:
         return Check(_reason(error, path), digest)
 
@@ -344,8 +344,7 @@ def _run(args: argparse.Namespace) -> int:
         print(f"{unknown} songs have no known artist; each counts as an artist of its own")
 
     good = [check for check in checks if check.verdict == "ok"]
-    prints = [check.print for check in good if check.print is not None]
-    repeats = find_repeats([check.sound for check in good], prints, args.repeat_threshold)
+    repeats = find_repeats([check.sound for check in good], [check.prints for check in good], args.repeat_threshold)
     _report_repeats(usable, repeats)
     repeated = [(usable[pair.first].track, usable[pair.second].track) for pair in repeats]
     fold = (args.fold, args.folds) if args.folds else None

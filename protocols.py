@@ -9,11 +9,13 @@ from __future__ import annotations
 import csv
 import dataclasses
 import importlib
+import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -118,12 +120,16 @@ def run_script(script: str, folder: Path, *options: str) -> None:
     """Run one of the numbered scripts on a round's folder; what it prints goes into a log there."""
     command = [sys.executable, str(ROOT / f"{script}.py"), "--data", str(folder / "data"), *options]
     log = folder / f"{script}.log"
-    with log.open("a", encoding="utf-8") as stream, subprocess.Popen(command, stdout=stream, stderr=stream) as run:
+    utf8 = os.environ | {"PYTHONIOENCODING": "utf-8"}  # whatever this terminal has
+    with (
+        log.open("a", encoding="utf-8") as stream,
+        subprocess.Popen(command, stdout=stream, stderr=stream, env=utf8) as run,
+    ):
         _running.add(run)
         code = run.wait()
         _running.discard(run)
         if code:
-            lines = log.read_text(encoding="utf-8").splitlines() or ["no word of why"]
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or ["no word of why"]
             raise UserError(f"{script}.py failed on {folder} ({lines[-1]}): see {log}, then repeat this command")
 
 
@@ -211,6 +217,16 @@ def run_rounds(
     check_settings(folders, options)
     for number, folder in enumerate(folders):
         prepare_round(folder, round_catalogue(catalogue, repeats, protocol, number, lists), repeats)
+    failed = threading.Event()
+
+    def job(work: Callable[..., None], *arguments: object) -> None:
+        if not failed.is_set():
+            try:
+                work(*arguments)
+            except BaseException:
+                failed.set()  # here: this thread would begin the next job before the main one hears of it
+                raise
+
     with scripts_end_with_us(), ThreadPoolExecutor(jobs) as pool:
         trained: list[list[Future[None]]] = []
         ends: list[Future[None]] = []
@@ -229,14 +245,17 @@ def run_rounds(
             jobs_here = [
                 (script, name, folder, number, ["--device", device, *options]) for name, script in MEMBERS.items()
             ]
-            trained.append([pool.submit(train, *job) for job in jobs_here])
+            trained.append([pool.submit(job, train, *arguments) for arguments in jobs_here])
             if number:  # one round behind, so that no worker waits for a training
-                ends.append(pool.submit(end, number - 1))
-        ends.append(pool.submit(end, rounds - 1))
+                ends.append(pool.submit(job, end, number - 1))
+        ends.append(pool.submit(job, end, rounds - 1))
         try:
             for future in wait([*chain(*trained), *ends], return_when=FIRST_EXCEPTION).done:
                 future.result()
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, UserError):  # is told at once; trainings end after their step and can go on
+                for script in [*_running]:
+                    script.terminate()
             pool.shutdown(cancel_futures=True)
             raise
     return folders

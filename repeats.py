@@ -7,11 +7,14 @@ GTZAN holds about 50 exact repeats (Sturm 2013, arXiv 1306.1461). A song on both
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from common import progress
 from decoding import SAMPLE_RATE
 from extract_features import FRAMES_PER_SECOND, mel_power
 
@@ -20,7 +23,7 @@ FRAME_RATE = FRAMES_PER_SECOND / POOL  # fingerprint frames a second: 8.6
 BANDS = 32
 RANGE_DB = 60.0  # what lies further below the song's loudest cell is noise
 HIGH_PASS = 17  # frames (2 s): slower changes are the loudness curve, which unlike songs share
-MAX_SECONDS = 120.0  # the middle of a longer song stands for it
+PIECE_SECONDS = 120.0  # a longer song is compared in equal pieces of at most that
 MIN_SECONDS = 5.0  # less common sound proves nothing
 MIN_SHARE = 1 / 3  # of the shorter song that must overlap
 FULL_SECONDS = 30.0  # of overlap that count in full
@@ -45,21 +48,24 @@ def sound_digest(samples: np.ndarray) -> str:
     return hashlib.sha256(np.clip(np.rint(samples * 32768.0), -32768, 32767).astype("<i2").tobytes()).hexdigest()
 
 
-def fingerprint(samples: np.ndarray) -> np.ndarray:
-    """What of a song survives coding, level and equalisation: float32 (32, frames), 8.6 frames a second.
+def fingerprints(samples: np.ndarray) -> list[np.ndarray]:
+    """What of a song survives coding, level and equalisation: float32 (32, frames) for each of its pieces.
 
-    Coarse log-mel bands, each without its slow changes and at one scale, less their common loudness; every frame
-    has length 1 (or 0 in silence), so that the mean dot product of two aligned songs is their mean cosine.
+    8.6 frames a second of coarse log-mel bands, each without its slow changes and at one scale, less their common
+    loudness; every frame has length 1 (or 0 in silence), so that the mean dot product of two aligned pieces is their
+    mean cosine.
 
     Parameters
     ----------
     samples : float32 (n,), mono at 22,050 Hz
     """
+    pieces = math.ceil(len(samples) / (PIECE_SECONDS * SAMPLE_RATE))
+    return [_fingerprint(piece) for piece in np.array_split(samples, pieces)]
+
+
+def _fingerprint(samples: np.ndarray) -> np.ndarray:
     from scipy.ndimage import uniform_filter1d
 
-    surplus = len(samples) - int(MAX_SECONDS * SAMPLE_RATE)
-    if surplus > 0:
-        samples = samples[surplus // 2 : len(samples) - (surplus - surplus // 2)]
     mel = mel_power([samples])
     bands = mel.reshape(BANDS, -1, mel.shape[1]).sum(axis=1)
     decibels = 10 * np.log10(np.maximum(bands, np.finfo(np.float32).tiny))
@@ -107,8 +113,8 @@ def similarity(prints: Sequence[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]
             yield first + number, scores[number:]
 
 
-def find_repeats(digests: Sequence[str], prints: Sequence[np.ndarray], threshold: float) -> list[Repeat]:
-    """All pairs of songs with the same sound digest, or whose fingerprints score at least ``threshold``.
+def find_repeats(digests: Sequence[str], prints: Sequence[Sequence[np.ndarray]], threshold: float) -> list[Repeat]:
+    """All pairs of songs with the same sound digest, or with pieces whose fingerprints score at least ``threshold``.
 
     At a threshold of 1 only exact repeats are looked for.
     """
@@ -118,9 +124,12 @@ def find_repeats(digests: Sequence[str], prints: Sequence[np.ndarray], threshold
         found += [Repeat(earlier, index, True, 1.0) for earlier in places.setdefault(digest, [])]
         places[digest].append(index)
     if threshold < 1 and prints:
-        for first, scores in similarity(prints):
-            for offset in np.flatnonzero(scores[1:] >= threshold):
-                second = first + 1 + int(offset)
-                if digests[first] != digests[second]:
-                    found.append(Repeat(first, second, False, round(float(scores[1 + offset]), 3)))
+        songs = [number for number, pieces in enumerate(prints) for _ in pieces]
+        best: dict[tuple[int, int], float] = {}
+        for piece, scores in progress(similarity([*itertools.chain(*prints)]), "comparing songs", len(songs)):
+            for offset in np.flatnonzero(scores >= threshold):
+                pair = songs[piece], songs[piece + offset]
+                if digests[pair[0]] != digests[pair[1]]:
+                    best[pair] = max(best.get(pair, threshold), float(scores[offset]))
+        found += [Repeat(first, second, False, round(score, 3)) for (first, second), score in best.items()]
     return sorted(found, key=lambda pair: (pair.first, pair.second))

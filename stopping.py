@@ -45,18 +45,24 @@ def resume_command(launcher: Sequence[str], argv: Sequence[str] | None) -> str:
     return shlex.join(words if "--resume" in words else [*words, "--resume"])
 
 
-def keep_unfinished(folder: Path) -> None:
-    """Raise UserError if the training in a folder was stopped before its end, so that it can go on."""
+def unfinished(folder: Path) -> str:
+    """How far the training in a folder has come, "41 of 200 epochs", if it isn't at its end and can go on; else ""."""
     try:
         stopped = load_checkpoint(folder / "latest.safetensors", "")[1]
         epoch, epochs = stopped["progress"]["epoch"], stopped["settings"]["epochs"] + stopped.get("refit", 0)
     except (UserError, KeyError, TypeError):
-        return  # absent, or nothing can go on from it
+        return ""  # absent, or nothing can go on from it
     with suppress(UserError):
         if load_checkpoint(folder / "model.safetensors", "")[1].get("progress") == stopped["progress"]:
-            return  # it came to its end
-    what = f"a training that was stopped after {epoch} of {epochs} epochs"
-    raise UserError(f"{folder} holds {what}: go on with --resume, or give it up with --force")
+            return ""  # it came to its end
+    return f"{epoch} of {epochs} epochs"
+
+
+def keep_unfinished(folder: Path) -> None:
+    """Raise UserError if the training in a folder was stopped before its end, so that it can go on."""
+    if done := unfinished(folder):
+        what = f"a training that was stopped after {done}"
+        raise UserError(f"{folder} holds {what}: go on with --resume, or give it up with --force")
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:

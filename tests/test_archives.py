@@ -88,13 +88,30 @@ def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path: Path) -> None:
     assert contents(tmp_path / "genres") == {"blues/blues.00000.au": b"one"}
 
 
-def test_second_run_changes_nothing_and_other_archive_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stored", "genre"), [("Räp".encode(), "Räp"), ("Räp".encode("cp437"), "Räp")])
+def test_names_of_a_zip_that_declares_no_encoding(tmp_path: Path, stored: bytes, genre: str) -> None:
+    archive = make_zip(tmp_path / "a.zip", {f"{'x' * len(stored)}/a.wav": b"one"})
+    content = archive.read_bytes()
+    assert content.count(b"x" * len(stored) + b"/a.wav") == 2  # before the song and in the directory
+    archive.write_bytes(content.replace(b"x" * len(stored), stored))
+    extract_songs(archive, tmp_path / "genres", GENEROUS)
+    assert contents(tmp_path / "genres") == {f"{genre}/a.wav": b"one"}
+
+
+def test_second_run_changes_nothing_and_other_archive_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     target = tmp_path / "genres"
     archive = make_zip(tmp_path / "a.zip", {"blues/a.wav": b"one"})
     extract_songs(archive, target, GENEROUS)
     (target / "blues" / "mine.wav").write_bytes(b"added by the user")
     extract_songs(archive, target, GENEROUS)
     assert set(contents(target)) == {"blues/a.wav", "blues/mine.wav"}
+    assert capsys.readouterr().err == ""
+    (target / "blues" / "mine.wav").unlink()
+    (target / "blues" / "a.wav").unlink()
+    extract_songs(archive, target, GENEROUS)
+    assert f"{target} lacks 1 songs of {archive}" in capsys.readouterr().err
     with pytest.raises(UserError, match="another archive"):
         extract_songs(make_zip(tmp_path / "b.zip", {"blues/a.wav": b"two"}), target, GENEROUS)
 

@@ -15,10 +15,11 @@ from helpers import GENRES, SIZES, copy_data, edit_metadata, predictions
 import create_cleaned_features
 import evaluate
 import extract_features
+import extract_model_features
 import genre_detector
 import train_fusion
 from catalogue import SPLITS, Catalogue, read_catalogue
-from checkpoints import load_checkpoint
+from checkpoints import load_checkpoint, save_checkpoint
 from decoding import SoundReader
 from genre_detector import GenreDetector
 from predict import wilson_interval
@@ -142,6 +143,23 @@ def test_features_of_other_networks_are_not_fused(pipeline, tmp_path, capsys):
     assert train_fusion.main(["--data", str(data), "--models", str(models)]) == 1
     err = capsys.readouterr().err
     assert f"another ecas_cnn than the one in {models}: name the folder of the networks with --models" in err
+
+
+def test_without_the_networks_there_is_nothing_to_fuse(pipeline, tmp_path, capsys):
+    assert train_fusion.main(["--data", str(pipeline.data), "--models", str(tmp_path / "typo")]) == 1
+    assert f"{tmp_path / 'typo'} has no cnn_bigru: name the folder" in capsys.readouterr().err
+    assert not (tmp_path / "typo").exists()
+
+
+def test_a_network_beside_a_newer_training_is_named(pipeline, tmp_path, capsys):
+    data, models = (shutil.copytree(folder, tmp_path / folder.name) for folder in (pipeline.data, pipeline.models))
+    latest = models / "dpa_cnn" / "latest.safetensors"
+    tensors, meta = load_checkpoint(latest, "")
+    save_checkpoint(latest, tensors, meta | {"progress": meta["progress"] | {"epoch": 1}})
+    assert extract_model_features.main(["--data", str(data), "--models", str(models), "--splits", "val"]) == 0
+    done = f"1 of {meta['settings']['epochs']} epochs"
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"a newer training of dpa_cnn isn't done ({done}): the network from before it is used" in line
 
 
 def test_features_that_change_while_they_are_read_are_not_fused(pipeline, tmp_path, capsys, monkeypatch):

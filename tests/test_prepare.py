@@ -21,7 +21,7 @@ import soundfile
 import prepare_gtzan_data as prepare
 from catalogue import SPLITS, Catalogue, Song, artist_key, read_catalogue
 from common import UserError, one_line
-from repeats import DEFAULT_THRESHOLD, find_repeats, fingerprint, sound_digest
+from repeats import DEFAULT_THRESHOLD, find_repeats, fingerprints, sound_digest
 from song_lists import artist_of, read_artists, read_split_lists
 
 RATE = 22_050
@@ -263,10 +263,20 @@ def test_what_counts_as_a_repeat() -> None:
     noisy_cut = 0.2 * song[round(3.3 * RATE) :] + rng.normal(0, 0.01, len(song) - round(3.3 * RATE))
     sounds = [song, melody(2), lowpassed, melody(3), noisy_cut, song.copy()]
     sounds = [np.asarray(sound, dtype=np.float32) for sound in sounds]
-    digests, prints = [sound_digest(sound) for sound in sounds], [fingerprint(sound) for sound in sounds]
+    digests, prints = [sound_digest(sound) for sound in sounds], [fingerprints(sound) for sound in sounds]
     pairs = {(pair.first, pair.second): pair.exact for pair in find_repeats(digests, prints, DEFAULT_THRESHOLD)}
     assert pairs == {(0, 2): False, (0, 4): False, (0, 5): True, (2, 4): False, (2, 5): False, (4, 5): False}
     assert [(pair.first, pair.second) for pair in find_repeats(digests, prints, 1.0)] == [(0, 5)]
+
+
+def test_an_excerpt_of_any_part_of_a_long_song_is_a_repeat() -> None:
+    long = np.concatenate([melody(seed, 65.0) for seed in (1, 2, 3, 4)])
+    parts = [long[round(first * RATE) :][: 20 * RATE] for first in (0, 120, 240)]
+    sounds = [long, *parts, melody(5, 20.0)]
+    prints = [fingerprints(sound) for sound in sounds]
+    assert [len(pieces) for pieces in prints] == [3, 1, 1, 1, 1]
+    pairs = find_repeats([sound_digest(sound) for sound in sounds], prints, DEFAULT_THRESHOLD)
+    assert [(pair.first, pair.second) for pair in pairs] == [(0, 1), (0, 2), (0, 3)]
 
 
 def test_digest_sees_through_the_container(tmp_path: Path) -> None:
