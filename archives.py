@@ -15,13 +15,15 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path, PurePath, PureWindowsPath
 from typing import IO
 
 from common import UserError, complain, progress
+from decoding import AV_SUFFIXES
 from files import PART, file_sha256, read_json, write_json
 
-AUDIO_SUFFIXES = frozenset({".wav", ".au", ".mp3", ".ogg", ".flac", ".aiff", ".aif", ".opus", ".m4a"})
+AUDIO_SUFFIXES = frozenset({".wav", ".au", ".mp3", ".mp2", ".ogg", ".oga", ".flac", ".aiff", ".aif", ".opus", ".m4a"})
+SOUND_SUFFIXES = AUDIO_SUFFIXES | AV_SUFFIXES
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MARKER = ".extracted.json"
 COPY_BYTES = 1 << 20
@@ -71,6 +73,12 @@ def is_archive(path: Path) -> bool:
 def is_audio_name(name: str) -> bool:
     """Whether a file name is that of a song; macOS litters archives with ``._<name>`` copies that are not."""
     return Path(name).suffix.lower() in AUDIO_SUFFIXES and not name.startswith(".")
+
+
+def is_sound_name(path: PurePath) -> bool:
+    """Whether a file is named like one with sound, of a format that is used here or not."""
+    hidden = path.name.startswith(".") or "__MACOSX" in path.parts
+    return path.suffix.lower() in SOUND_SUFFIXES and not hidden
 
 
 def extract_songs(archive: Path, target: Path, limits: Limits | None) -> None:
@@ -124,6 +132,7 @@ def _extract(archive: Path, target: Path, limits: Limits | None) -> int:
     """Extract into a new folder; the number of songs."""
     genres: dict[str, str] = {}
     taken: set[str] = set()
+    unused = 0
     target.mkdir(parents=True)
     total = 0
     for number, member in enumerate(progress(_members(archive), "extracting"), start=1):
@@ -132,6 +141,7 @@ def _extract(archive: Path, target: Path, limits: Limits | None) -> int:
             _check_limits(archive, member, number, total, limits)
         place = place_of(member.name)
         if place is None:
+            unused += is_sound_name(PureWindowsPath(member.name))
             continue
         if member.oddity:
             raise UserError(f"{archive}: {member.name!r} is {member.oddity}: not extracted, nothing was written")
@@ -148,6 +158,8 @@ def _extract(archive: Path, target: Path, limits: Limits | None) -> int:
         (target / genre).mkdir(exist_ok=True)
         with member.open() as source, (target / genre / name).open("wb") as sink:
             _copy(source, sink, member)
+    if unused:
+        complain(f"{archive}: sound files in no genre folder or of other formats are not used, {unused} there")
     if not taken:
         raise UserError(f"{archive} holds no songs: expected <genre>/<song>, {', '.join(sorted(AUDIO_SUFFIXES))}")
     return len(taken)

@@ -16,7 +16,7 @@ import numpy as np
 
 from common import UserError
 from mp3_frames import mended
-from sound_faults import flaw, has_several_streams, is_unfinished, no_file
+from sound_faults import flaw, has_several_streams, is_for_av, is_unfinished, no_file
 
 SAMPLE_RATE = 22_050  # Hz
 MIN_SECONDS = 0.1  # less sound than this is refused
@@ -26,7 +26,7 @@ LOUDEST = 1e12  # times full scale; the squares of more overflow
 BLOCK_FRAMES = 1 << 16  # samples a channel that are decoded at a time
 READ_FRAMES = 1 << 12  # that are asked for at once: so many are lost where a file breaks off
 LEAST_GAP = 0.1  # seconds; shorter jumps of frames' times are rounding
-AV_SUFFIXES = frozenset({".m4a", ".mp4", ".aac", ".wma"})  # what libsndfile doesn't read and PyAV does
+AV_SUFFIXES = frozenset({".m4a", ".m4b", ".mp4", ".aac", ".wma", ".webm"})  # what libsndfile doesn't read and PyAV does
 
 
 class SoundReader:
@@ -34,8 +34,8 @@ class SoundReader:
 
     Parameters
     ----------
-    path : wav, flac, ogg, opus, mp3, au or aiff, which libsndfile reads; m4a, mp4, aac or wma, for which PyAV must be
-        installed (requirements-formats.txt)
+    path : wav, flac, ogg, opus, mp3, au or aiff, which libsndfile reads; m4a, mp4, aac, wma or webm, by its name or its
+        first bytes, for which PyAV must be installed (requirements-formats.txt)
     start, duration : seconds; the part of the file to read (None: to its end)
 
     After iteration ``rate`` is the file's own rate in Hz, ``seconds`` the length read and ``notes`` what had to be
@@ -59,7 +59,8 @@ class SoundReader:
         if problem := no_file(self.path):
             raise UserError(f"{self.path}: {problem}")
         several = has_several_streams(self.path)  # of which libsndfile reads the first
-        with_av = self.path.suffix.lower() in AV_SUFFIXES or (several and importlib.util.find_spec("av"))
+        known = self.path.suffix.lower() in AV_SUFFIXES or is_for_av(self.path)
+        with_av = known or (several and importlib.util.find_spec("av"))
         if several:
             rest = "whose damage can't be told" if with_av else "the others need requirements-formats.txt"
             self.notes.append(f"several streams one after the other, {rest}")
@@ -166,9 +167,8 @@ class SoundReader:
         try:
             import av
         except ImportError:
-            raise UserError(
-                f"{self.path}: {self.path.suffix} needs PyAV: pip install -r requirements-formats.txt"
-            ) from None
+            kind = self.path.suffix if self.path.suffix.lower() in AV_SUFFIXES else "what it holds, whatever its name,"
+            raise UserError(f"{self.path}: {kind} needs PyAV: pip install -r requirements-formats.txt") from None
 
         read, end, jumps = 0, None, 0.0
         try:

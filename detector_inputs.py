@@ -17,14 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from archives import AUDIO_SUFFIXES
+from archives import SOUND_SUFFIXES
 from common import UserError
-from decoding import AV_SUFFIXES, SoundReader
+from decoding import SoundReader
 from detector_unlike import sounds_like
 from extract_features import FRAMES_PER_SECOND, silence_note, timed_features
 from sound_faults import no_file
 
-SUFFIXES = AUDIO_SUFFIXES | AV_SUFFIXES
 Found = tuple[str, UserError | None]  # a song, or a name and why no song is behind it
 _SEPARATOR = f"[/{re.escape(os.sep)}]"
 _DEEP = re.compile(rf"(.*?)(?:^|(?<={_SEPARATOR}))\*\*(?:{_SEPARATOR}+(.*))?$", re.DOTALL)  # before and after a **
@@ -108,13 +107,13 @@ def _behind(name: str) -> Iterator[Found]:
     count = 0
     for folder, files in _walk(name, problems.append):
         for file in files:
-            if Path(file).suffix.lower() in SUFFIXES and not file.startswith("."):  # macOS litters with ._<name>
+            if Path(file).suffix.lower() in SOUND_SUFFIXES and not file.startswith("."):  # macOS litters with ._<name>
                 count += 1
                 yield os.path.join(folder, file), None
     for problem in problems:
         yield str(problem.filename), UserError(f"{problem.filename}: can't be searched ({problem.strerror})")
     if not count and not problems:
-        yield name, UserError(f"{name}: a folder without songs ({', '.join(sorted(SUFFIXES))})")
+        yield name, UserError(f"{name}: a folder without songs ({', '.join(sorted(SOUND_SUFFIXES))})")
 
 
 # ---------------------------------------------------------------- sound

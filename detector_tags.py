@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,11 @@ def check_installed() -> None:
         import mutagen  # noqa: F401
     except ImportError:
         raise UserError("--write-tags needs mutagen: pip install -r requirements-formats.txt") from None
+
+
+def plain(genre: str) -> str:
+    """A genre's name without case, spaces and signs: "Hip-Hop" is "hiphop"."""
+    return "".join(filter(str.isalnum, genre)).lower()
 
 
 def read_genre(path: Path) -> list[str]:
@@ -65,6 +71,10 @@ def write_genre(path: Path, genre: str) -> None:
             raise UserError(f"{path}: its tags can't be written; the file is as it was")
         if _others(written, key) != others:
             raise UserError(f"{path}: its tags can't be written without a change to others; the file is as it was")
+        if hasattr(os, "chown"):
+            owner = target.stat()
+            with suppress(PermissionError):  # a user can't give files away
+                os.chown(copy, owner.st_uid, owner.st_gid)
         os.replace(copy, target)
     except UserError:
         raise
@@ -123,5 +133,5 @@ def _number(genre: str) -> int:
     """Of a genre in ID3v1, however its name is written there; 255 if it is none of those."""
     from mutagen.id3 import TCON
 
-    genre, *known = ("".join(filter(str.isalnum, name)).lower() for name in (genre, *TCON.GENRES))
+    genre, *known = map(plain, (genre, *TCON.GENRES))
     return known.index(genre) if genre in known else 255

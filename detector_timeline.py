@@ -38,14 +38,18 @@ def smoothed(log_probabilities: np.ndarray) -> np.ndarray:
 def window_borders(starts: np.ndarray, window: int, sounding: np.ndarray, start_s: float, seconds: float) -> np.ndarray:
     """Where each window's own time begins, and the end, in seconds of the file: float64 (windows + 1,).
 
-    Overlapping windows part half-way between their middles. ``starts`` and ``window`` are in frames of the features,
-    ``sounding`` says which frames of the sound these are, bool (frames of the sound,), ``start_s`` is where in the file
-    its first frame lies, ``seconds`` the length that was read.
+    Overlapping windows part half-way between their middles, or where sound begins again after silence there.
+    ``starts`` and ``window`` are in frames of the features, ``sounding`` says which frames of the sound these are, bool
+    (frames of the sound,), ``start_s`` is where in the file its first frame lies, ``seconds`` the length that was read.
     """
     frames = np.flatnonzero(sounding)
-    middles = np.interp(starts + window / 2, np.arange(len(frames)), frames)
-    inner = (middles[1:] + middles[:-1]) / 2 / FRAMES_PER_SECOND
-    return start_s + np.concatenate([[0.0], np.minimum(inner, seconds), [seconds]])
+    middles = starts + window / 2
+    inner = np.interp((middles[1:] + middles[:-1]) / 2, np.arange(len(frames)), frames)
+    for resumed in np.flatnonzero(np.diff(frames) > 1) + 1:
+        place = int(np.searchsorted(middles, resumed))
+        if 0 < place < len(middles):
+            inner[place - 1] = frames[resumed]
+    return start_s + np.concatenate([[0.0], np.minimum(inner / FRAMES_PER_SECOND, seconds), [seconds]])
 
 
 def sections(log_probabilities: np.ndarray, borders: np.ndarray, genres: Sequence[str]) -> list[Section]:

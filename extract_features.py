@@ -205,7 +205,7 @@ def is_sounding(rows: np.ndarray) -> np.ndarray:
 def silence_note(sounding: np.ndarray) -> str:
     """A sentence for the user where a second or more of a song is left out; "" otherwise."""
     silence = (~sounding).sum() / FRAMES_PER_SECOND
-    return f"{silence:.1f} s of silence left out" if silence >= 1 else ""
+    return f"{silence:.1f} s left out as silence ({SILENCE_DB:g} dB below the loudest)" if silence >= 1 else ""
 
 
 def _runs(flags: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,6 @@
 """Classify songs by genre with the trained networks.
 
-Reads   the songs (wav, flac, ogg, opus, mp3, au, aiff; m4a, mp4, aac and wma with requirements-formats.txt),
+Reads   the songs (wav, flac, ogg, opus, mp3, au, aiff; m4a, mp4, aac, wma and webm with requirements-formats.txt),
         models/*/model.safetensors
 Writes  text, or with --json, --jsonl or --csv what docs/output.md describes, on standard output or to --output;
         with --plot a picture; with --report an HTML page; with --write-tags --yes the songs' genre tags
@@ -9,7 +9,7 @@ Probabilities are calibrated on held-out songs of 30 s and sum to 100 %. An answ
 probability from which on held-out songs were right 9 times in 10, for 6 s of sound or less unless --min-confidence is
 given, and always for what sounds like noise, a tone, silence or speech. Exit code 0 when every song was classified, 1
 when at least one couldn't be, or be tagged (a line on stderr names each), or it couldn't begin, 2 for bad usage, 130
-after Ctrl-C, which keeps what is done.
+after Ctrl-C and 143 after SIGTERM, which keep what is done.
 
 Examples
     python genre_detector.py song.mp3
@@ -30,6 +30,7 @@ import io
 import json
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -55,7 +56,7 @@ from common import (
 from detector_inputs import Found, Heard, Listeners, find_songs, listen
 from detector_output import CsvWriter, JsonLinesWriter, JsonWriter, TextWriter, Writer, songs_done
 from detector_report import Report, check_target
-from detector_tags import check_installed, read_genre, write_genre
+from detector_tags import check_installed, plain, read_genre, write_genre
 from detector_timeline import MARK, Section, draw, sections, window_borders
 from extract_features import FRAMES_PER_SECOND
 from extract_model_features import MEMBERS, fusion_inputs, load_members, song_inputs
@@ -332,7 +333,7 @@ def tag(name: str, genre: str, confident: bool, write: bool) -> dict[str, Any]:
     written.
     """
     path = Path(name)
-    if not confident or (old := read_genre(path)) == [genre]:
+    if not confident or [*map(plain, old := read_genre(path))] == [plain(genre)]:
         return {}
     change = f"{path}: genre tag {', '.join(old) or 'none'} -> {genre}"
     if not write:
@@ -398,7 +399,12 @@ def _run(args: argparse.Namespace) -> int:
         writer = _writer(args, detector, stream, run)
         report = Report(args.report, detector.genres, run, skipped) if args.report else None
         if report:
-            stack.callback(report.finish)
+
+            def close(error: type[BaseException] | None, *_: object) -> None:
+                if not (error and args.resume and report.path.exists()):  # that page may know more answers
+                    report.finish()
+
+            stack.push(close)
         stack.callback(writer.finish)
         answers = detector.answers(heard, args.plot)
         for path, answer in progress(answers, "songs") if args.output else answers:
@@ -428,6 +434,24 @@ def _run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+class _Terminated(KeyboardInterrupt):
+    pass
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM, as of ``timeout`` or at a shutdown, ends this like Ctrl-C."""
+
+    def end(*_: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
@@ -442,11 +466,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(set(files)) < len(files):
         parser.error("--output, --plot and --report are different files")
     try:
-        return _run(args)
-    except KeyboardInterrupt:
+        with _sigterm_interrupts():
+            return _run(args)
+    except KeyboardInterrupt as stop:
         again = "run the same command again" if args.resume else "start with --jsonl --output FILE --resume"
         complain(f"interrupted; to go on, {again}")
-        return 130
+        return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from archives import ARCHIVE_SUFFIXES, AUDIO_SUFFIXES, Limits, extract_songs, is_archive, is_audio_name
+from archives import ARCHIVE_SUFFIXES, AUDIO_SUFFIXES, Limits, extract_songs, is_archive, is_audio_name, is_sound_name
 from catalogue import SPLITS, Catalogue, Song, artist_key, artist_names, write_catalogue
 from common import (
     UserError,
@@ -46,7 +46,6 @@ from common import (
     seconds,
     workers_end_with_us,
 )
-from detector_inputs import SUFFIXES
 from files import file_sha256, locked
 from repeats import DEFAULT_THRESHOLD, Repeat, find_repeats, fingerprints, sound_digest
 from song_lists import PUBLISHED_LISTS, artist_of, read_artists, read_lines, read_split_lists, track_name
@@ -100,9 +99,11 @@ def list_songs(root: Path, data: Path) -> list[Song]:
     """Every song below the genre folders, not yet looked at, ordered by genre and file name."""
     songs: dict[str, Song] = {}
     home = Path(os.path.abspath(data))
+    if loose := sum(path.is_file() and is_sound_name(path) for path in root.iterdir()):
+        complain(f"{root}: sound files in no genre folder are not used, {loose} here")
     for folder in _folders_in(root):
         paths = _songs_in(folder)
-        if passed_over := sum(path.suffix.lower() in SUFFIXES for path in folder.rglob("[!.]*")) - len(paths):
+        if passed_over := sum(map(is_sound_name, folder.rglob("*"))) - len(paths):
             complain(f"{folder}: sound files in subfolders or of other formats are not used, {passed_over} here")
         for path in paths:
             where = Path(os.path.abspath(path))

@@ -11,6 +11,7 @@ _SHORTER = re.compile(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)$
 MOST_PAGES = 500_000  # of an Ogg file that are looked at: far more than three hours have, and soon done
 NOTEWORTHY = 0.1  # seconds; a smaller lack is a matter of rounding
 _ENDLESS = 1e9  # seconds, promised where libsndfile can't tell the length, as of several streams
+_ASF, _MATROSKA = bytes.fromhex("3026b2758e66cf11"), bytes.fromhex("1a45dfa3")
 _STREAMED = 0x7FFFF000  # bytes, announced by programs that write to a pipe and don't know the length
 
 
@@ -59,6 +60,14 @@ def has_several_streams(path: Path) -> bool:
             began = not begins
             file.seek(sum(file.read(header[26])), os.SEEK_CUR)
     return False
+
+
+def is_for_av(path: Path) -> bool:
+    """Whether a file begins as MP4, wma (ASF), webm (Matroska) or bare AAC do: downloads often have other names."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    bare_aac = len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0  # a layer that no mp3 has
+    return head[4:] == b"ftyp" or head.startswith(_ASF) or head.startswith(_MATROSKA) or bare_aac
 
 
 def is_unfinished(path: Path) -> bool:

@@ -173,7 +173,7 @@ def test_silence_has_no_say(detector, demo, tmp_path):
     silence = np.zeros((60 * rate, *samples.shape[1:]), dtype=np.float32)
     soundfile.write(tmp_path / "late.wav", np.concatenate([silence, samples, silence[: 5 * rate]]), rate)
     expected, found = detector.predict(demo), detector.predict(tmp_path / "late.wav")
-    assert found.notes == ["65.0 s of silence left out"]
+    assert found.notes == ["65.0 s left out as silence (50 dB below the loudest)"]
     assert found.probabilities == pytest.approx(expected.probabilities, abs=0.05)
     assert (found.genre, found.sounds_like, found.sections[-1].end_s) == (expected.genre, None, found.duration_s)
     assert found.duration_s == pytest.approx(expected.duration_s + 65, abs=0.01)

@@ -176,6 +176,26 @@ def test_what_an_av_file_has_lost_is_told(encode, tmp_path):
     assert told
 
 
+@pytest.mark.parametrize(
+    ("made", "codec", "named"),
+    [
+        ("m4a", "aac", "mp3"),
+        ("aac", "aac", "mp3"),
+        ("wma", "wmav2", "mp3"),
+        ("webm", "libopus", "opus"),
+        ("m4a", "aac", "m4b"),
+        ("webm", "libopus", "webm"),
+    ],
+)
+def test_what_av_reads_is_known_by_its_content(encode, tmp_path, monkeypatch, made, codec, named):
+    path = encode(tmp_path / f"song.{made}", codec, rate=48_000).rename(tmp_path / f"other.{named}")
+    assert decode(path).seconds == pytest.approx(2, abs=0.1)
+    assert [*find_songs([str(tmp_path)])] == [(str(path), None)]
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(UserError, match=r"needs PyAV: pip install -r requirements-formats\.txt"):
+        decode(path)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no such names there")
 def test_an_av_file_may_have_any_name(encode, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

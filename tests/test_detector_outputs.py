@@ -460,8 +460,11 @@ def test_usage_that_cannot_be_meant(capsys):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
-@pytest.mark.parametrize("form", ["--jsonl", "--json", "--csv"])
-def test_interrupt_keeps_what_is_done(repo, models, songs, form, tmp_path):
+@pytest.mark.parametrize(
+    ("form", "number"),
+    [("--jsonl", signal.SIGINT), ("--json", signal.SIGINT), ("--csv", signal.SIGINT), ("--json", signal.SIGTERM)],
+)
+def test_interrupt_keeps_what_is_done(repo, models, songs, form, number, tmp_path):
     """A list on standard input that never ends; the answers come all the same."""
     target = tmp_path / "out"
     command = [sys.executable, str(repo / "genre_detector.py"), "--models", str(models), form, "--output", str(target)]
@@ -469,9 +472,9 @@ def test_interrupt_keeps_what_is_done(repo, models, songs, form, tmp_path):
         process.stdin.write(os.fsencode(songs / "a.wav") + b"\n" + os.fsencode(songs / "b.wav") + b"\n")
         process.stdin.flush()
         assert b"b.wav" in process.stderr.readline(), "the second song's error comes after the first one's answer"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         rest = process.communicate(timeout=30)[1]
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert rest.splitlines() == [b"genre_detector.py: interrupted; to go on, start with --jsonl --output FILE --resume"]
     text = target.read_text()
     if form == "--json":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -181,6 +182,24 @@ def test_nothing_is_written_without_yes_or_confidence(mutagen, detect, song):
     code, _, err = detect("--json", "--write-tags", "--yes", "--min-confidence", 1, path)
     assert (code, err) == (0, "")
     assert path.read_bytes() == before
+
+
+def test_a_genre_spelled_otherwise_stays(mutagen, detect, song):
+    genre = json.loads(detect("--json", song)[1])[0]["genre"]
+    for spelled in (genre.title(), f"{genre[:3]}-{genre[3:].upper()}"):
+        write_genre(song, spelled)
+        assert detect("--json", "--write-tags", "--yes", "--min-confidence", 0, song)[::2] == (0, "")
+        assert read_genre(song) == [spelled]
+    write_genre(song, f"alt {genre}")
+    assert f"alt {genre} -> {genre}" in detect("--json", "--write-tags", "--min-confidence", 0, song)[2]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid(), reason="only root can give files away")
+def test_the_owner_of_a_song_stays(mutagen, song):
+    os.chown(song, 12345, 23456)
+    song.chmod(0o640)
+    write_genre(song, "rock")
+    assert (song.stat().st_uid, song.stat().st_gid, song.stat().st_mode & 0o777) == (12345, 23456, 0o640)
 
 
 def test_networks_that_are_never_confident_say_that_no_tag_changes(mutagen, detect, models, song, tmp_path):

@@ -31,15 +31,18 @@ def test_sections_fill_the_song_and_differ_from_their_neighbours(seed, frames, s
     assert all(0.1 <= section.probability <= 1 for section in found)
 
 
-def test_windows_lie_where_they_are_in_the_file_though_silence_is_left_out():
+@pytest.mark.parametrize(("ends", "after"), [(700, 5), (701, 6), (749, 6), (750, 6)])
+def test_windows_lie_where_they_are_in_the_file_though_silence_is_left_out(ends, after):
     sounding = np.ones(1500, dtype=bool)
-    sounding[:400] = sounding[700:900] = False
+    sounding[:400] = sounding[ends : ends + 200] = False
     starts = window_starts(int(sounding.sum()), 100, 0.5)
     borders = window_borders(starts, 100, sounding, 5.0, 35.0) - 5
     frames = borders * 22_050 / 512
     assert (borders[0], borders[-1]) == (0, 35)
     assert frames[1] == pytest.approx(400 + 75)  # between the first window's middle and the second's
-    assert frames[4:7] == pytest.approx([625, 775, 925])  # half-way between 650 and 900
+    assert frames[after - 1] == pytest.approx(400 + 50 * after - 25)
+    assert frames[after] == pytest.approx(ends + 200)  # where sound begins again
+    assert frames[after + 1] == pytest.approx(600 + 50 * after + 75)
     assert frames[-2] == pytest.approx(1500 - 75)
 
 

@@ -146,7 +146,7 @@ def test_extraction_names_a_song_that_silence_was_left_out_of(tmp_path, capsys):
     path, target = tmp_path / "late.wav", tmp_path / "late.npy"
     soundfile.write(path, np.pad(rough(3), (3 * SAMPLE_RATE, 0)), SAMPLE_RATE)
     assert _extract("late", path, file_sha256(path), {"mfcc": target}) == ("late", None)
-    assert capsys.readouterr().err.endswith(f"{path}: 3.0 s of silence left out\n")
+    assert capsys.readouterr().err.endswith(f"{path}: 3.0 s left out as silence (50 dB below the loudest)\n")
     assert np.load(target).shape == (N_MFCC, pytest.approx(130, abs=3))
 
 

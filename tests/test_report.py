@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -168,6 +170,28 @@ def test_a_page_beside_json_lines_has_the_songs_answered_before(detect, repo, tm
     assert songs["b.wav"]["timeline"], "sections are in the page even without --timeline"
     assert songs["none.wav"]["error"].endswith("no such file")
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
+def test_a_page_of_more_answers_outlives_an_interruption(detect, repo, models, tmp_path):
+    samples = decode(repo / "examples" / "demo_song.ogg", 4, 1).samples
+    for name in ("a.wav", "b.wav"):
+        soundfile.write(tmp_path / name, samples, 22_050)
+    args = ("--jsonl", "--output", tmp_path / "out.jsonl", "--resume", "--report", tmp_path / "out.html")
+    assert detect(*args, tmp_path / "b.wav")[0] == 0
+    before = (tmp_path / "out.html").read_text()
+    command = [sys.executable, repo / "genre_detector.py", "--models", models, *args, "-"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdin.write(os.fsencode(tmp_path / "a.wav") + b"\nnone.wav\n")
+        process.stdin.flush()
+        assert b"none.wav" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 3
+    assert (tmp_path / "out.html").read_text() == before
+    assert detect(*args, tmp_path / "a.wav", tmp_path / "b.wav")[0] == 0
+    assert len(data_of((tmp_path / "out.html").read_text("utf-8"))["songs"]) == 2
 
 
 # ---------------------------------------------------------------- the browser
