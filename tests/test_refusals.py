@@ -307,7 +307,8 @@ def test_the_fusion_refuses_unusable_files(pipeline, tmp_path, capsys, change):
     change(data / "fusion_features")
     if change is another_selector:
         np.save(data / "fusion_features" / "selector.npy", np.ones(7, dtype=bool))
-    assert train_fusion.main(["--data", str(data), "--models", str(tmp_path / "models")]) == 1
+    models = shutil.copytree(pipeline.models, tmp_path / "models")
+    assert train_fusion.main(["--data", str(data), "--models", str(models)]) == 1
     assert ".npy is " in one_line(capsys)
 
 
