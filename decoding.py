@@ -167,7 +167,11 @@ class SoundReader:
         try:
             import av
         except ImportError:
-            kind = self.path.suffix if self.path.suffix.lower() in AV_SUFFIXES else "what it holds, whatever its name,"
+            kind = (
+                self.path.suffix
+                if self.path.suffix.lower() in AV_SUFFIXES
+                else "MP4, wma, webm or AAC, which it holds,"
+            )
             raise UserError(f"{self.path}: {kind} needs PyAV: pip install -r requirements-formats.txt") from None
 
         read, end, jumps = 0, None, 0.0

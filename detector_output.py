@@ -163,7 +163,7 @@ def _unchanged(record: dict[str, Any]) -> bool:
 
 
 class Writer(ABC):
-    """Takes answers one by one; ``finish`` is called once, also after Ctrl-C."""
+    """Takes answers one by one; ``finish`` is called once, also after Ctrl-C or SIGTERM."""
 
     def __init__(self, stream: IO[str], run: dict[str, Any]):
         self.stream, self.run = stream, run

@@ -73,8 +73,9 @@ def write_genre(path: Path, genre: str) -> None:
             raise UserError(f"{path}: its tags can't be written without a change to others; the file is as it was")
         if hasattr(os, "chown"):
             owner = target.stat()
-            with suppress(PermissionError):  # a user can't give files away
-                os.chown(copy, owner.st_uid, owner.st_gid)
+            for user, group in ((-1, owner.st_gid), (owner.st_uid, -1)):
+                with suppress(OSError):  # a user can't give files away, to a group of theirs at most
+                    os.chown(copy, user, group)
         os.replace(copy, target)
     except UserError:
         raise

@@ -32,6 +32,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
@@ -440,7 +441,10 @@ class _Terminated(KeyboardInterrupt):
 
 @contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM, as of ``timeout`` or at a shutdown, ends this like Ctrl-C."""
+    """SIGTERM, as of ``timeout`` or at a shutdown, ends this like Ctrl-C; in a thread it can't be heard."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def end(*_: object) -> None:
         raise _Terminated

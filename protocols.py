@@ -97,6 +97,7 @@ def lend(source: Path, target: Path) -> None:
 
 
 _running: set[subprocess.Popen[bytes]] = set()
+_ending = threading.Event()  # no further script starts
 
 
 @contextmanager
@@ -104,6 +105,7 @@ def scripts_end_with_us() -> Iterator[None]:
     """SIGTERM ends the scripts that ``run_script`` started, trainings after their step, and then this process."""
 
     def end(number: int, _frame: object) -> None:
+        _ending.set()
         for script in [*_running]:
             script.terminate()
         complain("stopped; run the same command again to go on")
@@ -114,10 +116,13 @@ def scripts_end_with_us() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        _ending.clear()
 
 
 def run_script(script: str, folder: Path, *options: str) -> None:
     """Run one of the numbered scripts on a round's folder; what it prints goes into a log there."""
+    if _ending.is_set():
+        raise UserError(f"{script}.py wasn't started: another script has failed")
     command = [sys.executable, str(ROOT / f"{script}.py"), "--data", str(folder / "data"), *options]
     log = folder / f"{script}.log"
     utf8 = os.environ | {"PYTHONIOENCODING": "utf-8"}  # whatever this terminal has
@@ -217,14 +222,13 @@ def run_rounds(
     check_settings(folders, options)
     for number, folder in enumerate(folders):
         prepare_round(folder, round_catalogue(catalogue, repeats, protocol, number, lists), repeats)
-    failed = threading.Event()
 
     def job(work: Callable[..., None], *arguments: object) -> None:
-        if not failed.is_set():
+        if not _ending.is_set():
             try:
                 work(*arguments)
             except BaseException:
-                failed.set()  # here: this thread would begin the next job before the main one hears of it
+                _ending.set()  # here: this thread would begin the next job before the main one hears of it
                 raise
 
     with scripts_end_with_us(), ThreadPoolExecutor(jobs) as pool:
@@ -253,7 +257,7 @@ def run_rounds(
             for future in wait([*chain(*trained), *ends], return_when=FIRST_EXCEPTION).done:
                 future.result()
         except BaseException as error:
-            if isinstance(error, UserError):  # is told at once; trainings end after their step and can go on
+            if isinstance(error, Exception):  # is told at once; trainings end after their step and can go on
                 for script in [*_running]:
                     script.terminate()
             pool.shutdown(cancel_futures=True)

@@ -23,7 +23,7 @@ FRAME_RATE = FRAMES_PER_SECOND / POOL  # fingerprint frames a second: 8.6
 BANDS = 32
 RANGE_DB = 60.0  # what lies further below the song's loudest cell is noise
 HIGH_PASS = 17  # frames (2 s): slower changes are the loudness curve, which unlike songs share
-PIECE_SECONDS = 120.0  # a longer song is compared in equal pieces of at most that
+PIECE_SECONDS = 120.0  # a longer song is compared in pieces of that, which overlap
 MIN_SECONDS = 5.0  # less common sound proves nothing
 MIN_SHARE = 1 / 3  # of the shorter song that must overlap
 FULL_SECONDS = 30.0  # of overlap that count in full
@@ -59,8 +59,11 @@ def fingerprints(samples: np.ndarray) -> list[np.ndarray]:
     ----------
     samples : float32 (n,), mono at 22,050 Hz
     """
-    pieces = math.ceil(len(samples) / (PIECE_SECONDS * SAMPLE_RATE))
-    return [_fingerprint(piece) for piece in np.array_split(samples, pieces)]
+    size = round(PIECE_SECONDS * SAMPLE_RATE)
+    step = round((PIECE_SECONDS - FULL_SECONDS) * SAMPLE_RATE)  # at most: what lasts FULL_SECONDS is in one piece whole
+    surplus = max(0, len(samples) - size)
+    firsts = np.linspace(0, surplus, 1 + math.ceil(surplus / step), dtype=int)
+    return [_fingerprint(samples[first : first + size]) for first in firsts]
 
 
 def _fingerprint(samples: np.ndarray) -> np.ndarray:

@@ -65,9 +65,17 @@ def has_several_streams(path: Path) -> bool:
 def is_for_av(path: Path) -> bool:
     """Whether a file begins as MP4, wma (ASF), webm (Matroska) or bare AAC do: downloads often have other names."""
     with path.open("rb") as file:
-        head = file.read(8)
-    bare_aac = len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0  # a layer that no mp3 has
-    return head[4:] == b"ftyp" or head.startswith(_ASF) or head.startswith(_MATROSKA) or bare_aac
+        head = file.read(1 << 13)
+    frame = _aac_frame(head)
+    bare_aac = frame > 0 and _aac_frame(head[frame:]) > 0
+    return head[4:8] == b"ftyp" or head.startswith((_ASF, _MATROSKA)) or bare_aac
+
+
+def _aac_frame(head: bytes) -> int:
+    """The length in bytes of the frame of AAC (ADTS, ISO/IEC 13818-7) that begins here; 0 if none does."""
+    if len(head) < 7 or head[0] != 0xFF or head[1] & 0xF6 != 0xF0:
+        return 0
+    return (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5
 
 
 def is_unfinished(path: Path) -> bool:

@@ -191,9 +191,17 @@ def test_what_av_reads_is_known_by_its_content(encode, tmp_path, monkeypatch, ma
     path = encode(tmp_path / f"song.{made}", codec, rate=48_000).rename(tmp_path / f"other.{named}")
     assert decode(path).seconds == pytest.approx(2, abs=0.1)
     assert [*find_songs([str(tmp_path)])] == [(str(path), None)]
-    monkeypatch.setitem(sys.modules, "av", None)
+    monkeypatch.setitem(sys.modules, "av", None)  # as if it were not installed
     with pytest.raises(UserError, match=r"needs PyAV: pip install -r requirements-formats\.txt"):
         decode(path)
+
+
+def test_an_mp3_that_begins_as_aac_might_is_an_mp3(render_tone, tmp_path, monkeypatch):
+    path = render_tone(tmp_path / "song.mp3")
+    whole = decode(path).seconds
+    path.write_bytes(b"\xff\xf1\x50\x80\x04\xe0" + path.read_bytes())  # a header of AAC, and none after its 39 bytes
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert decode(path).seconds == pytest.approx(whole, abs=0.1)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such names there")

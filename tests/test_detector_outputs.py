@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -484,6 +485,12 @@ def test_interrupt_keeps_what_is_done(repo, models, songs, form, number, tmp_pat
     else:
         kept = [row["path"] for row in csv.DictReader(io.StringIO(text))]
     assert kept[0] == str(songs / "a.wav")
+
+
+def test_it_runs_in_a_thread(models, songs, tmp_path):
+    args = ["--models", str(models), "--json", "--output", str(tmp_path / "out"), str(songs / "a.wav")]
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(genre_detector.main, args).result() == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a closed pipe is another error there")
