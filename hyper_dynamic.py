@@ -397,6 +397,7 @@ class Trainer:
         for key in ("settings", "strides", "seed", "split", "genres"):
             if meta.get(key) != expected[key]:
                 what = _other_options(meta.get(key), expected[key]) if key == "settings" else f"another {key}"
+                what += f", {meta.get(key)}" * (key == "seed")
                 raise UserError(f"{path} was made with {what}: repeat its options, or begin anew with --force")
         self.contents = meta.get("contents")  # which older versions didn't save
         if self.contents not in (None, expected["contents"]):

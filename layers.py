@@ -81,7 +81,7 @@ def set_fast(network: nn.Module, device: torch.device) -> None:
             fast = "bfloat16"
         elif able.get("avx2") and not able.get("avx512_f"):
             fast = "products"
-    elif device.type == "cuda" and torch.cuda.is_bf16_supported():
+    elif device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         fast = "bfloat16"
     for layer in network.modules():
         if isinstance(layer, Convolution):
