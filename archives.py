@@ -76,7 +76,7 @@ def is_audio_name(name: str) -> bool:
 
 
 def is_sound_name(path: PurePath) -> bool:
-    """Whether a file is named like one with sound, of a format that is used here or not."""
+    """Whether a file is named like one with sound, of whatever format; not macOS's ``._<name>`` copies."""
     hidden = path.name.startswith(".") or "__MACOSX" in path.parts
     return path.suffix.lower() in SOUND_SUFFIXES and not hidden
 

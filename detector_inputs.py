@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from archives import SOUND_SUFFIXES
+from archives import SOUND_SUFFIXES, is_sound_name
 from common import UserError
 from decoding import SoundReader
 from detector_unlike import sounds_like
@@ -107,7 +107,7 @@ def _behind(name: str) -> Iterator[Found]:
     count = 0
     for folder, files in _walk(name, problems.append):
         for file in files:
-            if Path(file).suffix.lower() in SOUND_SUFFIXES and not file.startswith("."):  # macOS litters with ._<name>
+            if is_sound_name(Path(file)):
                 count += 1
                 yield os.path.join(folder, file), None
     for problem in problems:

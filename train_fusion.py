@@ -285,10 +285,12 @@ def _run(args: argparse.Namespace) -> int:
         raise UserError(f"the features are of another split than the one in {args.data}: run {maker} again")
     for name, made in provenance["members"].items():
         network = args.models / name / "model.safetensors"
-        if not network.exists() or file_sha256(network) != made:
+        problem = ""
+        if not network.exists():
+            problem = f"{args.models} has no {name}"
+        elif file_sha256(network) != made:
             problem = f"the features are of another {name} than the one in {args.models}"
-            if not network.exists():
-                problem = f"{args.models} has no {name}"
+        if problem:
             raise UserError(f"{problem}: name the folder of the networks with --models, or run {maker} again")
     meta = {
         "network": "fusion",
