@@ -132,6 +132,11 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
             reason = "not a folder" if in_the_way else error.strerror or error
             complain(f"{where}: {reason}; put that right, then run the same command again")
             return 1
+        except (MemoryError, RuntimeError) as error:  # torch has several kinds for memory, which are no MemoryError
+            if not isinstance(error, MemoryError) and not re.search("out of memory|t allocate memory", str(error)):
+                raise
+            complain("memory is full: close other programs or, where taken, lower --batch-size or choose --device cpu")
+            return 1
         except KeyboardInterrupt:
             complain("interrupted; run the same command again to go on")
             return 130

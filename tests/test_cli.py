@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from common import argument_parser, format_table
+from common import argument_parser, command, format_table
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py") if "\ndef main(" in path.read_text(encoding="utf-8"))
@@ -53,6 +53,15 @@ def test_a_name_in_a_table_can_not_drive_the_terminal():
     assert len(table.splitlines()) == 3
     assert all(line.isprintable() for line in table.splitlines())
     assert "\\x1b[31mred\\n" in table
+
+
+@pytest.mark.parametrize("make", ["torch.empty(1 << 50)", "numpy.empty(1 << 50)"])
+def test_full_memory_is_one_line(make, capsys):
+    code = command(lambda argv: eval(make, {name: importlib.import_module(name) for name in ("numpy", "torch")}))([])
+    words = capsys.readouterr().err.splitlines()
+    assert code == 1
+    assert len(words) == 1
+    assert "memory is full" in words[0]
 
 
 def test_every_script_is_tested():
