@@ -112,18 +112,18 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
     def wrapped(argv: Sequence[str] | None = None) -> int:
         _open_standard_streams()
         try:
-            with _own_lines_only():
-                code = main(argv)
-            after = re.search(r"^Next +(.*)$", main.__globals__["__doc__"] or "", re.MULTILINE)
-            one_of_many = os.environ.get("RANK", "0") != "0"  # processes that train together
-            if code == 0 and after and not one_of_many:
-                print(f"next: {after[1]}{_folder_options(argv)}")
-            return code
+            with _flushed_output():
+                with _own_lines_only():
+                    code = main(argv)
+                after = re.search(r"^Next +(.*)$", main.__globals__["__doc__"] or "", re.MULTILINE)
+                one_of_many = os.environ.get("RANK", "0") != "0"  # processes that train together
+                if code == 0 and after and not one_of_many:
+                    print(f"next: {after[1]}{_folder_options(argv)}")
+                return code
         except UserError as error:
             complain(str(error))
             return 1
         except BrokenPipeError:  # whoever read the output has gone
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except OSError as error:
             name = error.filename
@@ -166,6 +166,19 @@ def _open_standard_streams() -> None:
             setattr(sys, name, stream)
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def _flushed_output() -> Iterator[None]:
+    """Meet a full disk or a reader that has gone here, not when Python ends, where nothing catches it."""
+    try:
+        yield
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left, when Python ends
+            raise
 
 
 @contextmanager

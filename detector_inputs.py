@@ -27,6 +27,7 @@ from sound_faults import no_file
 Found = tuple[str, UserError | None]  # a song, or a name and why no song is behind it
 _SEPARATOR = f"[/{re.escape(os.sep)}]"
 _DEEP = re.compile(rf"(.*?)(?:^|(?<={_SEPARATOR}))\*\*(?:{_SEPARATOR}+(.*))?$", re.DOTALL)  # before and after a **
+_ALL_FILES = re.compile(rf"(?:^|.*{_SEPARATOR})\*\*(?:{_SEPARATOR}+\*)?", re.DOTALL)  # patterns of all files below
 
 
 # ---------------------------------------------------------------- names
@@ -51,16 +52,15 @@ def find_songs(names: Iterable[str], listing: Iterable[bytes] | None = None) -> 
             if empty:
                 yield name, UserError("-: standard input names no song")
         elif glob.has_magic(name) and not os.path.lexists(name):
-            matches = sorted(_matches(name))
-            if not matches:
-                yield name, UserError(f"{name}: no file has such a name")
             given: set[str] = set()  # with ** a folder and what is in it both match
-            for match in matches:
-                if not os.path.isdir(match) or not name.endswith(("**", "**/*")):  # which match all files themselves
+            for match in sorted(_matches(name)):
+                if not os.path.isdir(match) or not _ALL_FILES.fullmatch(name):
                     for found in _behind(match):
                         if found[0] not in given:
                             given.add(found[0])
                             yield found
+            if not given:
+                yield name, UserError(f"{name}: no file has such a name")
         else:
             yield from _behind(name)
 

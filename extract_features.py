@@ -282,27 +282,29 @@ def read_index(path: Path) -> dict[str, str]:
     return index["songs"]
 
 
-def _extract(track: str, audio: Path, sha256: str, targets: dict[str, Path]) -> tuple[str, str | None]:
-    """Write one song's feature files; the problem if that can't be done or the file isn't the one of that hash."""
-    problem = None
+Extracted = tuple[str, str | None, str | None]  # track, the problem if any, what is to be said of its sound
+
+
+def _extract(track: str, audio: Path, sha256: str, targets: dict[str, Path]) -> Extracted:
+    """Write one song's feature files, unless that can't be done or the file isn't the one of that hash."""
+    problem = note = None
     try:
         features, sounding = timed_features(SoundReader(audio))
-        if note := silence_note(sounding):
-            complain(f"{audio}: {note}")
+        note = silence_note(sounding)
     except UserError as error:
         problem = str(error)
     # After decoding, which is then known to have been of this file; what is no longer the song may not be decodable
     if not_it := no_file(audio) or ("has changed since it was checked" if file_sha256(audio) != sha256 else ""):
         problem = f"{audio}: {not_it}: run prepare_gtzan_data.py again"
     if problem:
-        return track, problem
+        return track, problem, None
     for kind, path in targets.items():
         write_array(path, features[kind])
-    return track, None
+    return track, None, f"{audio}: {note}" if note else None
 
 
-def _extract_all(catalogue: Catalogue, tracks: list[str], workers: int) -> Iterator[tuple[str, str | None]]:
-    """Extract in worker processes; the tracks come back as they are finished, each with its problem if any."""
+def _extract_all(catalogue: Catalogue, tracks: list[str], workers: int) -> Iterator[Extracted]:
+    """Extract in worker processes, whose own stderr nobody reads; the tracks come back as they are finished."""
     from joblib import Parallel, delayed
 
     from extract_features import _extract  # by its module's name: workers can't import a function of __main__
@@ -341,11 +343,13 @@ def _run(args: argparse.Namespace) -> int:
         save_index()
     started = saved = time.monotonic()
     failed = 0
-    for track, problem in progress(_extract_all(catalogue, todo, args.workers), "features", len(todo)):
+    for track, problem, note in progress(_extract_all(catalogue, todo, args.workers), "features", len(todo)):
         if problem:
             failed += 1
             complain(f"{problem}; skipped")
             continue
+        if note:
+            complain(note)
         done[track] = catalogue.songs[track].sha256
         if time.monotonic() - saved > 5:  # a kill costs five seconds of work
             save_index()

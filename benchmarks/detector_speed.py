@@ -50,7 +50,7 @@ PEERS = (
 def run_alone(args: Sequence[object]) -> tuple[float, float]:
     """Seconds and peak memory in MB of a Python process."""
     started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *map(str, args)], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, *map(str, args)], stdout=subprocess.DEVNULL, stderr=sys.stderr)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:

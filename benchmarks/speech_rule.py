@@ -95,7 +95,8 @@ def spoken(text: str, voice: str, speed: int) -> np.ndarray:
         raise UserError("espeak-ng is not installed: apt-get install espeak-ng")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "talk.wav")
-        subprocess.run([program, "-v", voice, "-s", str(speed), "-w", path, text], check=True)
+        if subprocess.run([program, "-v", voice, "-s", str(speed), "-w", path, text], stderr=sys.stderr).returncode:
+            raise UserError(f"espeak-ng can't speak as {voice}: see its message above")
         return decode(path).samples
 
 

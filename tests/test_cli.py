@@ -64,6 +64,22 @@ def test_full_memory_is_one_line(make, capsys):
     assert "memory is full" in words[0]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("code", ["print(1) or 0", "exec('print(1)\\nraise SystemExit(0)')", "print('1' * 99999)"])
+def test_output_that_can_not_be_written_is_no_traceback(code):
+    words = [sys.executable, "-c", f"from common import command\nraise SystemExit(command(lambda argv: {code})([]))"]
+    gone, pipe = os.pipe()
+    os.close(gone)
+    with os.fdopen(pipe, "w") as closed, open("/dev/full", "w") as full:
+        to_nobody = subprocess.run(words, cwd=ROOT, stdout=closed, stderr=subprocess.PIPE, text=True)
+        to_full_disk = subprocess.run(words, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (to_nobody.returncode, to_nobody.stderr) == (1, "")
+    assert to_full_disk.returncode == 1
+    assert [*map(str.strip, to_full_disk.stderr.splitlines())] == [
+        "-c: a file can't be written: No space left on device; put that right, then run the same command again"
+    ]
+
+
 def test_every_script_is_tested():
     assert set(FIRST) == set(SCRIPTS)
 

@@ -90,8 +90,15 @@ def test_a_name_with_brackets_is_a_name(library):
     assert names(list(find_songs([str(library / "[x].wav")])), library) == ["[x].wav"]
 
 
-def test_a_pattern_without_match_is_an_error(library):
-    [(_, problem)] = find_songs([f"{library}/*.opus"])
+def test_stars_within_a_name_are_no_depth(library):
+    assert names(list(find_songs([f"{library}/s**"])), library) == ["sub/c.ogg", "sub/deep/d.wma"]
+    assert names(list(find_songs([f"{library}/s**/*"])), library) == ["sub/c.ogg", "sub/deep/d.wma"]
+
+
+@pytest.mark.parametrize("pattern", ["*.opus", "empty/**", "empty/**/*"])
+def test_a_pattern_without_match_is_an_error(library, pattern):
+    (library / "empty" / "as_well").mkdir()
+    [(_, problem)] = find_songs([f"{library}/{pattern}"])
     assert "no file has such a name" in str(problem)
 
 

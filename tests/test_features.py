@@ -14,18 +14,18 @@ from scipy.fft import dct
 from common import UserError
 from decoding import SAMPLE_RATE, decode
 from extract_features import (
+    FRAMES_PER_SECOND,
     HOP_LENGTH,
     N_FFT,
     N_MELS,
     N_MFCC,
-    _extract,
+    feature_path,
     is_sounding,
     mel_power,
     normalised_log_mel,
     song_features,
     timed_features,
 )
-from files import file_sha256
 
 GOLDEN = Path(__file__).with_name("golden_log_mel.npy")
 
@@ -142,12 +142,17 @@ def test_silence_around_a_song_and_within_changes_nothing_of_it(level):
         assert max(alike) > 0.99
 
 
-def test_extraction_names_a_song_that_silence_was_left_out_of(tmp_path, capsys):
-    path, target = tmp_path / "late.wav", tmp_path / "late.npy"
-    soundfile.write(path, np.pad(rough(3), (3 * SAMPLE_RATE, 0)), SAMPLE_RATE)
-    assert _extract("late", path, file_sha256(path), {"mfcc": target}) == ("late", None)
-    assert capsys.readouterr().err.endswith(f"{path}: 3.0 s left out as silence (50 dB below the loudest)\n")
-    assert np.load(target).shape == (N_MFCC, pytest.approx(130, abs=3))
+def test_extraction_leaves_silence_out_and_says_so(tmp_path, run_script):
+    songs = [tmp_path / genre / f"{genre}.{n}.wav" for genre in ("polka", "waltz") for n in range(3)]
+    for seed, song in enumerate(songs):
+        song.parent.mkdir(exist_ok=True)
+        soundfile.write(song, np.pad(rough(5, seed), (3 * SAMPLE_RATE, 0)), SAMPLE_RATE)
+    run_script("prepare_gtzan_data.py", "--source", tmp_path, "--data", tmp_path / "data")
+    said = run_script("extract_features.py", "--data", tmp_path / "data", "--workers", 2).stderr
+    for song in songs:
+        assert f"{song}: 3.0 s left out as silence (50 dB below the loudest)\n" in said
+        made = np.load(feature_path(tmp_path / "data", "mfcc", song.stem))
+        assert made.shape == (N_MFCC, pytest.approx(5 * FRAMES_PER_SECOND, abs=3))
 
 
 @settings(max_examples=25)
