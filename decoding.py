@@ -159,7 +159,10 @@ class SoundReader:
                 yield np.concatenate(pieces)
             if error is not None:
                 self._breaks_off(place / self.rate, error)
-            elif stream.format != "MP3":  # of which ``mended`` has said what there is to say
+            elif stream.format == "MP3":  # of which ``mended`` has said what there is to say
+                if not wanted and place < stream.frames:  # a part before the end
+                    self.notes = [note for note in self.notes if not note.startswith("breaks off")]
+            else:
                 self.notes += flaw(stream.extra_info, place / self.rate, wanted / self.rate, place == stream.frames)
 
     def _with_av(self, several: bool) -> Iterator[np.ndarray]:
@@ -204,7 +207,7 @@ class SoundReader:
         except (av.FFmpegError, OSError, ValueError) as error:
             if not read:
                 raise ValueError(_reason(error)) from None
-            self._breaks_off(read / self.rate, error)
+            self._breaks_off(self.start + read / self.rate, error)
         if jumps and not several:  # each of which has times of its own
             self.notes.append(f"its times jump by {jumps:.1f} s: sound may be missing")
         if read:
