@@ -11,7 +11,7 @@ import numpy as np
 from decoding import SAMPLE_RATE
 from extract_features import FRAMES_PER_SECOND
 from figures import picture
-from predict import calibrated
+from predict import log_softmax
 
 MARK = "music_genre_fusion timeline"  # by which its pictures are known again
 SMOOTHING = np.array([1, 2, 3, 2, 1]) / 9  # of neighbouring windows: 3 s apart, so about 15 s decide
@@ -32,7 +32,7 @@ class Section:
 def smoothed(log_probabilities: np.ndarray) -> np.ndarray:
     """Log-probabilities (windows, classes) of each window with its neighbours; the same shape, each row sums to 1."""
     padded = np.pad(log_probabilities, ((2, 2), (0, 0)), mode="edge")
-    return calibrated(np.lib.stride_tricks.sliding_window_view(padded, len(SMOOTHING), axis=0) @ SMOOTHING)
+    return log_softmax(np.lib.stride_tricks.sliding_window_view(padded, len(SMOOTHING), axis=0) @ SMOOTHING)
 
 
 def window_borders(starts: np.ndarray, window: int, sounding: np.ndarray, start_s: float, seconds: float) -> np.ndarray:
@@ -59,7 +59,7 @@ def sections(log_probabilities: np.ndarray, borders: np.ndarray, genres: Sequenc
     firsts = np.flatnonzero(np.diff(best, prepend=-1))
     found = []
     for first, last in zip(firsts, [*firsts[1:], len(best)], strict=True):
-        probability = float(np.exp(calibrated(smooth[first:last].mean(axis=0))[best[first]]))
+        probability = float(np.exp(log_softmax(smooth[first:last].mean(axis=0))[best[first]]))
         found.append(Section(float(borders[first]), float(borders[last]), genres[best[first]], probability))
     return found
 

@@ -36,7 +36,7 @@ from common import UserError, argument_parser, command, complain, format_table, 
 from extract_features import FOLDERS, load_features
 from files import file_sha256, locked, read_json, write_array, write_json
 from hyper_dynamic import keep_freed_memory, pick_device
-from predict import calibrated, network_outputs
+from predict import log_softmax, network_outputs
 from rules import ADDED, MAX_WINDOW
 from stopping import unfinished
 
@@ -87,7 +87,7 @@ class Member:
         raw = network_outputs(self.network, [song[kind] for song in songs], self.window, self.overlap)
         if not all(np.isfinite(array).all() for pair in raw for array in pair):
             raise UserError(f"{self.name} answers with NaN or infinity: train it again with {MEMBERS[self.name]}.py")
-        return [(calibrated(windows, self.meta["temperature"]), features) for windows, features in raw]
+        return [(log_softmax(windows, self.meta["temperature"]), features) for windows, features in raw]
 
 
 def recipe(meta: dict[str, Any]) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def song_inputs(windows: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, n
 
     Each member's mean log-probabilities are log-probabilities again, as the answers of ``evaluate.py`` are.
     """
-    return calibrated(windows.mean(axis=0)), vectors.mean(axis=0)
+    return log_softmax(windows.mean(axis=0)), vectors.mean(axis=0)
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:

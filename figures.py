@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,12 +13,13 @@ import numpy as np
 
 from common import complain
 from files import whole_file
-from predict import class_accuracies, wilson_interval
+from predict import log_softmax
 
 RARE = 15  # songs: classes with fewer in the data set are also left out of a second figure
 BOOTSTRAPS = 10_000
 DRAWS = 1000
 BINS = 10  # of the calibration error
+RIGHT_WHEN_CONFIDENT = 0.9  # part of the confident answers to held-out songs
 LEAST_DRAWN = 5  # songs in a bin of the reliability picture
 LONGEST_LABEL = 40  # characters of a genre's name in a picture
 
@@ -53,6 +55,61 @@ def perfect_calibration_error(probabilities: np.ndarray, tracks: np.ndarray) -> 
     draws = [np.where(rng.random(len(names))[song] < top, said, -1) for _ in range(DRAWS)]
     errors = [calibration_error(probabilities, labels) for labels in draws]
     return float(np.mean(errors)), float(np.quantile(errors, 0.95))
+
+
+def fit_temperature(scores: np.ndarray, labels: np.ndarray, doubt: float | None = None) -> float:
+    """The temperature at which songs' scores (songs, classes) have the least log-loss (Guo et al., ICML 2017).
+
+    ``labels`` are class numbers (songs,). A doubt, by default one part in songs + 2 of each target, is spread over the
+    other classes (Platt, 1999, "Probabilistic Outputs for Support Vector Machines"): a few songs, all of them right,
+    are no certainty.
+    """
+    from scipy.optimize import minimize_scalar
+
+    songs, classes = scores.shape
+    doubt = 1 / (songs + 2) if doubt is None else doubt
+    targets = np.full((songs, classes), doubt / (classes - 1))
+    targets[np.arange(songs), labels] = 1 - doubt
+
+    def loss(log_temperature: float) -> float:
+        return -float((targets * log_softmax(scores, math.exp(log_temperature))).sum()) / songs
+
+    return math.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x)
+
+
+def confidence_threshold(outputs: np.ndarray, labels: np.ndarray, wanted: float = RIGHT_WHEN_CONFIDENT) -> float:
+    """The least top probability that counts as confident.
+
+    Parameters
+    ----------
+    outputs : calibrated log-probabilities (songs, classes) of songs that the networks were not trained on
+    labels : int (songs,)
+    wanted : the songs whose top probability reaches the threshold are right at least this often, by the lower end of
+        the 95 % interval: with few songs what they show may be luck (Geifman & El-Yaniv, NeurIPS 2017)
+
+    Returns
+    -------
+    The lowest such threshold, or 1, which no answer reaches, where there is none.
+    """
+    top, right = np.exp(outputs).max(axis=1), outputs.argmax(axis=1) == labels
+    counts = ((threshold, right[top >= threshold]) for threshold in np.unique(top))
+    good = [threshold for threshold, answers in counts if wilson_interval(answers.sum(), len(answers))[0] >= wanted]
+    return float(min(good, default=1.0))
+
+
+def wilson_interval(right: int, count: int) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson 1927); of no songs 0 to 1."""
+    from scipy.stats import binomtest
+
+    if count == 0:
+        return 0.0, 1.0
+    low, high = binomtest(int(right), int(count)).proportion_ci(0.95, method="wilson")
+    return float(low), float(high)
+
+
+def class_accuracies(right: np.ndarray, labels: np.ndarray, classes: int) -> list[float | None]:
+    """Part of each class's songs that are right; None for a class without songs."""
+    return [float(right[labels == c].mean()) if (labels == c).any() else None for c in range(classes)]
 
 
 def song_figures(

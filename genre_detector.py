@@ -63,7 +63,7 @@ from extract_features import FRAMES_PER_SECOND
 from extract_model_features import MEMBERS, fusion_inputs, load_members, song_inputs
 from files import check_replaceable, file_sha256, locked_file, write_text
 from hyper_dynamic import pick_device
-from predict import calibrated, is_confident, window_starts
+from predict import is_confident, log_softmax, window_starts
 
 FUSION = "fusion"
 
@@ -191,7 +191,7 @@ class GenreDetector:
         """What every loaded model says of a song that ``listen`` decoded."""
         outputs = [member.outputs([heard.features])[0] for member in self.members]
         windows = {member.name: rows for member, (rows, _) in zip(self.members, outputs, strict=True)}
-        song = {name: calibrated(rows.mean(axis=0)) for name, rows in windows.items()}
+        song = {name: log_softmax(rows.mean(axis=0)) for name, rows in windows.items()}
         if self._fusion is not None:
             inputs = fusion_inputs(outputs)
             windows[FUSION] = self._fusion(*inputs)

@@ -25,8 +25,9 @@ from checkpoints import fill_network, load_checkpoint, save_checkpoint, strides
 from common import UserError, library_versions, progress
 from distributed import Team
 from extract_features import dct_basis, load_features
+from figures import class_accuracies, confidence_threshold, fit_temperature
 from files import write_text
-from predict import calibrated, class_accuracies, confidence_threshold, fit_temperature, network_outputs
+from predict import log_softmax, network_outputs
 from rules import (
     ADDED,
     ClassState,
@@ -447,7 +448,7 @@ class Trainer:
         temperature = fit_temperature(outputs, self.val_labels)
         return {
             "temperature": temperature,
-            "min_confidence": confidence_threshold(calibrated(outputs, temperature), self.val_labels),
+            "min_confidence": confidence_threshold(log_softmax(outputs, temperature), self.val_labels),
             "validation_accuracy": float((outputs.argmax(1) == self.val_labels).mean()),
             "label_conditioned_composite": float(np.dot(songs, self.state.best_accuracies) / songs.sum()),
         }

@@ -39,22 +39,22 @@ class Mp3:
     joined: bool = False  # frames of another version, rate or number of channels follow
 
     @property
-    def first_version(self) -> bool:
-        return (self.header >> 19) & 3 == 3
-
-    @property
-    def rate(self) -> int:
-        """Hz."""
-        return RATES[(self.header >> 10) & 3] >> {3: 0, 2: 1, 0: 2}[(self.header >> 19) & 3]
-
-    @property
     def samples(self) -> int:
         """Of all frames, a channel."""
         return self.frames * self.frame_samples
 
     @property
     def frame_samples(self) -> int:
-        return 1152 if self.first_version else 576
+        return 1152 if is_mpeg1(self.header) else 576
+
+
+def is_mpeg1(header: int) -> bool:
+    return (header >> 19) & 3 == 3
+
+
+def hertz(header: int) -> int:
+    """The sampling rate."""
+    return RATES[(header >> 10) & 3] >> {3: 0, 2: 1, 0: 2}[(header >> 19) & 3]
 
 
 def frame_length(header: int) -> int:
@@ -62,8 +62,8 @@ def frame_length(header: int) -> int:
     version, rate, kbits = (header >> 19) & 3, (header >> 10) & 3, (header >> 12) & 15
     if header >> 21 != 0x7FF or (header >> 17) & 3 != 1 or version == 1 or rate == 3 or kbits in (0, 15):
         return 0
-    hertz = RATES[rate] >> {3: 0, 2: 1, 0: 2}[version]
-    return (144 if version == 3 else 72) * KBITS[version == 3][kbits] * 1000 // hertz + ((header >> 9) & 1)
+    mpeg1 = is_mpeg1(header)
+    return (144 if mpeg1 else 72) * KBITS[mpeg1][kbits] * 1000 // hertz(header) + ((header >> 9) & 1)
 
 
 def is_mono(header: int) -> bool:
@@ -111,13 +111,14 @@ def mended(path: Path, frames: int) -> tuple[IO[bytes] | None, str]:
     found = survey(path)
     if not found.frames:
         return None, ""
-    seconds = found.samples / found.rate
+    rate = hertz(found.header)
+    seconds = found.samples / rate
     problem = ""
     if len(found.runs) > 1:
         gaps = len(found.runs) - 1
         problem = "a broken place was left out" if gaps == 1 else f"{gaps} broken places were left out"
     elif found.announced is not None and found.announced - found.frames > FINE:
-        whole = found.announced * found.frame_samples / found.rate
+        whole = found.announced * found.frame_samples / rate
         problem = f"breaks off after {seconds:.1f} s of {whole:.1f} s"
     elif found.cut:
         problem = f"breaks off after {seconds:.1f} s, within a frame"
@@ -204,7 +205,7 @@ def _xing(stream: IO[bytes], place: int) -> tuple[int | None, int]:
 def _side_bytes(header: int) -> int:
     """Bytes of side information behind a frame's header."""
     mono = is_mono(header)
-    return (17 if mono else 32) if (header >> 19) & 3 == 3 else (9 if mono else 17)
+    return (17 if mono else 32) if is_mpeg1(header) else (9 if mono else 17)
 
 
 def _xing_frame(found: Mp3) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +11,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 INFERENCE_BATCH = 10  # windows: a song of 30 s has 9. More is hardly faster, and memory is mostly activations
-RIGHT_WHEN_CONFIDENT = 0.9  # part of the confident answers to held-out songs
-Z_95 = 1.959964
 
 
 def window_hop(window: int, overlap: float) -> int:
@@ -71,67 +68,12 @@ def network_outputs(
     return list(zip(*both, strict=True))
 
 
-def calibrated(scores: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+def log_softmax(scores: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """Log-probabilities from scores (..., classes) divided by a temperature (Guo et al., ICML 2017)."""
     scaled = np.asarray(scores, dtype=np.float64) / temperature
     return scaled - np.logaddexp.reduce(scaled, axis=-1, keepdims=True)
 
 
-def fit_temperature(scores: np.ndarray, labels: np.ndarray, doubt: float | None = None) -> float:
-    """The temperature at which songs' scores (songs, classes) have the least log-loss (Guo et al., ICML 2017).
-
-    ``labels`` are class numbers (songs,). A doubt, by default one part in songs + 2 of each target, is spread over the
-    other classes (Platt, 1999, "Probabilistic Outputs for Support Vector Machines"): a few songs, all of them right,
-    are no certainty.
-    """
-    from scipy.optimize import minimize_scalar
-
-    songs, classes = scores.shape
-    doubt = 1 / (songs + 2) if doubt is None else doubt
-    targets = np.full((songs, classes), doubt / (classes - 1))
-    targets[np.arange(songs), labels] = 1 - doubt
-
-    def loss(log_temperature: float) -> float:
-        return -float((targets * calibrated(scores, math.exp(log_temperature))).sum()) / songs
-
-    return math.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x)
-
-
-def wilson_interval(right: int, count: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927)."""
-    if count == 0:
-        return 0.0, 1.0
-    part, square = right / count, Z_95**2
-    centre = (part + square / (2 * count)) / (1 + square / count)
-    half = Z_95 * math.sqrt(part * (1 - part) / count + square / (4 * count**2)) / (1 + square / count)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def confidence_threshold(outputs: np.ndarray, labels: np.ndarray, wanted: float = RIGHT_WHEN_CONFIDENT) -> float:
-    """The least top probability that counts as confident.
-
-    Parameters
-    ----------
-    outputs : calibrated log-probabilities (songs, classes) of songs that the networks were not trained on
-    labels : int (songs,)
-    wanted : the songs whose top probability reaches the threshold are right at least this often, by the lower end of
-        the 95 % interval: with few songs what they show may be luck (Geifman & El-Yaniv, NeurIPS 2017)
-
-    Returns
-    -------
-    The lowest such threshold, or 1, which no answer reaches, where there is none.
-    """
-    top, right = np.exp(outputs).max(axis=1), outputs.argmax(axis=1) == labels
-    counts = ((threshold, right[top >= threshold]) for threshold in np.unique(top))
-    good = [threshold for threshold, answers in counts if wilson_interval(answers.sum(), len(answers))[0] >= wanted]
-    return float(min(good, default=1.0))
-
-
 def is_confident(top: Any, threshold: float) -> Any:
     """Whether top probabilities reach a threshold. None reaches 1: that stands for "no answer is"."""
     return (top >= threshold) & (threshold < 1)
-
-
-def class_accuracies(right: np.ndarray, labels: np.ndarray, classes: int) -> list[float | None]:
-    """Part of each class's songs that are right; None for a class without songs."""
-    return [float(right[labels == c].mean()) if (labels == c).any() else None for c in range(classes)]

@@ -28,9 +28,8 @@ import numpy as np
 from catalogue import Catalogue, artist_key, read_catalogue, read_repeats, write_catalogue
 from checkpoints import load_checkpoint
 from common import UserError, complain
-from figures import bootstrap_difference, mcnemar, right_among, song_figures
+from figures import bootstrap_difference, mcnemar, right_among, song_figures, wilson_interval
 from files import file_sha256, read_json
-from predict import wilson_interval
 from song_lists import read_split_lists
 from splits import split_songs
 

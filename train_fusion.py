@@ -40,9 +40,9 @@ from catalogue import Catalogue, artist_key, read_catalogue, read_repeats
 from checkpoints import load_checkpoint, save_checkpoint
 from common import UserError, argument_parser, command, format_table, library_versions, path_name
 from extract_model_features import read_provenance
-from figures import calibration_error
+from figures import calibration_error, confidence_threshold, fit_temperature
 from files import file_sha256, locked, read_array
-from predict import calibrated, confidence_threshold, fit_temperature, is_confident
+from predict import is_confident, log_softmax
 from rules import ADDED
 from splits import track_groups
 from verify_model_features import flat_outputs, rows_problems
@@ -67,7 +67,7 @@ class Fusion:
     def __call__(self, log_probabilities: np.ndarray, features: np.ndarray) -> np.ndarray:
         """Log-probabilities (rows, classes) from (rows, members, classes) and (rows, 896)."""
         inputs = features[:, self.kept] if len(self.kept) else log_probabilities.reshape(len(log_probabilities), -1)
-        return calibrated(inputs.astype(np.float64) @ self.coefficients + self.intercept, self.temperature)
+        return log_softmax(inputs.astype(np.float64) @ self.coefficients + self.intercept, self.temperature)
 
 
 def load_fusion(models: Path) -> tuple[Fusion, dict[str, Any]]:
@@ -330,7 +330,7 @@ def _run(args: argparse.Namespace) -> int:
     losses = {name: log_loss(values, rows.labels) for name, values in outputs.items()}
     chosen = choose(losses)
     temperature = fit_temperature(outputs[chosen], rows.labels)
-    held_out = calibrated(outputs[chosen], temperature)
+    held_out = log_softmax(outputs[chosen], temperature)
     min_confidence = confidence_threshold(held_out, rows.labels)
     figures = {
         name: {"accuracy": float((v.argmax(1) == rows.labels).mean()), "log_loss": float(losses[name].mean())}

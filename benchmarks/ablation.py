@@ -136,8 +136,9 @@ def run(network: str, recipe: str, change: str, epochs: int, seed: int, catalogu
     import torch
 
     from distributed import Team
+    from figures import fit_temperature
     from hyper_dynamic import Trainer
-    from predict import calibrated, fit_temperature
+    from predict import log_softmax
 
     torch.set_num_threads(1)
     settings, augmentation = changed(network, recipe, change, epochs)
@@ -147,7 +148,7 @@ def run(network: str, recipe: str, change: str, epochs: int, seed: int, catalogu
         trainer = Trainer(settings, build, split, Path(folder), seed, Team(torch.device("cpu")), augmentation)
         trainer.run(resume=False)
     outputs, labels = trainer.validate(), trainer.val_labels
-    calm = calibrated(outputs, fit_temperature(outputs, labels, doubt=0))
+    calm = log_softmax(outputs, fit_temperature(outputs, labels, doubt=0))
     return {
         "network": network,
         "recipe": recipe,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detector_timeline import sections, window_borders
-from predict import calibrated, window_starts
+from predict import log_softmax, window_starts
 
 GENRES = list("abcdefghij")
 
@@ -23,7 +23,7 @@ def test_sections_fill_the_song_and_differ_from_their_neighbours(seed, frames, s
     borders = window_borders(starts, 64, np.ones(frames, dtype=bool), start, seconds)
     assert len(borders) == len(starts) + 1
     assert (np.diff(borders) >= 0).all()
-    found = sections(calibrated(rng.normal(0, 3, (len(starts), 10))), borders, GENRES)
+    found = sections(log_softmax(rng.normal(0, 3, (len(starts), 10))), borders, GENRES)
     assert (found[0].start_s, found[-1].end_s) == (start, start + seconds)
     for one, other in pairwise(found):
         assert one.end_s == other.start_s
@@ -51,6 +51,6 @@ def test_sections_by_hand():
     scores[:10, 0] = scores[10:, 2] = 4
     scores[4] = [0, 5, 0]  # one odd window is smoothed away
     starts = np.arange(20) * 130
-    found = sections(calibrated(scores), window_borders(starts, 260, np.ones(2730, dtype=bool), 0, 63.4), GENRES)
+    found = sections(log_softmax(scores), window_borders(starts, 260, np.ones(2730, dtype=bool), 0, 63.4), GENRES)
     assert [section.genre for section in found] == ["a", "c"]
     assert found[0].end_s == pytest.approx((9.5 * 130 + 130) / 43.07, abs=0.01)

@@ -16,11 +16,15 @@ from figures import (
     accuracy_without,
     bootstrap_difference,
     calibration_error,
+    class_accuracies,
+    confidence_threshold,
     draw_confusion,
+    fit_temperature,
     mcnemar,
     perfect_calibration_error,
+    wilson_interval,
 )
-from predict import calibrated, class_accuracies, confidence_threshold, fit_temperature, is_confident, wilson_interval
+from predict import is_confident, log_softmax
 from tables import markdown, percent, with_tables
 from train_fusion import (
     CANDIDATES,
@@ -46,7 +50,7 @@ def made_up_rows(songs: int, members: int = 3, classes: int = 4, seed: int = 0) 
     labels[:classes] = range(classes)
     scores = rng.normal(size=(songs, members, classes))
     scores[np.arange(songs), :, labels] += np.linspace(3, 0.5, members)
-    return Rows(calibrated(scores).astype(np.float32), rng.normal(size=(songs, 12)).astype(np.float32), labels)
+    return Rows(log_softmax(scores).astype(np.float32), rng.normal(size=(songs, 12)).astype(np.float32), labels)
 
 
 # ---------------------------------------------------------------- the map
@@ -55,9 +59,9 @@ def made_up_rows(songs: int, members: int = 3, classes: int = 4, seed: int = 0) 
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(2, 6), st.integers(0, 10**6))
 def test_average_is_the_mean_of_log_probabilities(songs, members, classes, seed):
     scores = 5 * np.random.default_rng(seed).normal(size=(songs, members, classes))
-    rows = Rows(calibrated(scores).astype(np.float32), np.zeros((songs, 3)), np.zeros(songs, dtype=int))
+    rows = Rows(log_softmax(scores).astype(np.float32), np.zeros((songs, 3)), np.zeros(songs, dtype=int))
     outputs = fit_average(rows, NONE_KEPT)(rows.log_probabilities, rows.features)
-    np.testing.assert_allclose(outputs, calibrated(rows.log_probabilities.mean(axis=1)), atol=1e-5)
+    np.testing.assert_allclose(outputs, log_softmax(rows.log_probabilities.mean(axis=1)), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", CANDIDATES)
@@ -83,7 +87,7 @@ def test_weights_follow_what_members_know():
 def test_weights_of_few_songs_stay_near_equal():
     """Three songs that one of three members knows: too few to trust it alone."""
     scores = np.array([[[9.0, 0], [0, 9], [0, 9]]] * 3)
-    rows = Rows(calibrated(scores).astype(np.float32), np.zeros((3, 0)), np.zeros(3, dtype=int))
+    rows = Rows(log_softmax(scores).astype(np.float32), np.zeros((3, 0)), np.zeros(3, dtype=int))
     assert 0.34 < fit_weighted(rows, NONE_KEPT).coefficients[0, 0] < 0.75
 
 
@@ -226,7 +230,7 @@ def test_calibration_error_by_chance():
 @given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.floats(0.3, 1))
 def test_the_threshold_is_the_lowest_that_holds_its_promise(seed, count, wanted):
     rng = np.random.default_rng(seed)
-    outputs, labels = calibrated(rng.normal(0, 2, (count, 4))), rng.integers(0, 4, count)
+    outputs, labels = log_softmax(rng.normal(0, 2, (count, 4))), rng.integers(0, 4, count)
     top, right = np.exp(outputs).max(axis=1), outputs.argmax(axis=1) == labels
     threshold = confidence_threshold(outputs, labels, wanted)
     answered = is_confident(top, threshold)
@@ -249,7 +253,7 @@ def test_a_threshold_by_hand():
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
 def test_temperature_is_recovered(temperature):
     rng = np.random.default_rng(0)
-    truth = calibrated(2 * rng.normal(size=(20_000, 5)))
+    truth = log_softmax(2 * rng.normal(size=(20_000, 5)))
     labels = (truth + rng.gumbel(size=truth.shape)).argmax(axis=1)  # drawn from these probabilities
     assert fit_temperature(truth * temperature, labels) == pytest.approx(temperature, rel=0.05)
 
@@ -258,13 +262,13 @@ def test_temperature_is_recovered(temperature):
 def test_right_answers_alone_are_no_certainty(songs):
     """All songs right: as sure as Laplace's rule of succession, (songs + 1) / (songs + 2)."""
     scores, labels = np.tile([0.0, 2.0], (songs, 1)), np.ones(songs, dtype=int)
-    sure = np.exp(calibrated(scores, fit_temperature(scores, labels)))[:, 1]
+    sure = np.exp(log_softmax(scores, fit_temperature(scores, labels)))[:, 1]
     assert sure == pytest.approx((songs + 1) / (songs + 2), abs=1e-3)
 
 
 @given(st.lists(st.floats(-1e4, 1e4), min_size=2, max_size=10), st.floats(0.1, 10))
 def test_calibrated_sums_to_one_and_keeps_the_order(scores, temperature):
-    outputs = calibrated(np.array(scores), temperature)
+    outputs = log_softmax(np.array(scores), temperature)
     assert np.exp(outputs).sum() == pytest.approx(1)
     assert outputs[int(np.argmax(scores))] == outputs.max()
 

@@ -21,8 +21,8 @@ import train_fusion
 from catalogue import SPLITS, Catalogue, read_catalogue
 from checkpoints import load_checkpoint, save_checkpoint
 from decoding import SoundReader
+from figures import wilson_interval
 from genre_detector import GenreDetector
-from predict import wilson_interval
 
 
 @pytest.fixture(scope="module")
