@@ -106,7 +106,7 @@ def _unusable(meta: dict[str, Any]) -> str:
         "width": 0 < settings["width"] < math.inf,
         "rhythm": recipe(meta)["rhythm"] in (0, 1),
         "temperature": 0 < meta["temperature"] < math.inf,
-        "min_confidence": 0 <= meta.get("min_confidence", 0) <= 1,
+        "min_confidence": 0 <= meta["min_confidence"] <= 1,
         "split": isinstance(meta["split"]["name"], str) and {*SPLITS} == {*meta["split"]["sha256"]},
     }
     return next((name for name, good in usable.items() if not good), "")

@@ -155,17 +155,15 @@ class GenreDetector:
             raise
 
     def _load(self, model: str, folder: Path, device: str, min_confidence: float | None) -> None:
-        from train_fusion import MADE_BY, load_fusion
+        from train_fusion import MADE_BY, fusion_path, load_fusion
 
         self.members = load_members(folder, MEMBERS if model == FUSION else [model], device)
         self._fusion = None
         self.meta = own = self.members[0].meta
-        path, remedy = folder / model / "model.safetensors", f"{MEMBERS.get(model)}.py --resume"
         sha256 = self.members[0].sha256
         if model == FUSION:
             self._fusion, own = load_fusion(folder)
-            path, remedy = folder / "fusion_progressive" / "model.safetensors", MADE_BY
-            sha256 = file_sha256(path)
+            sha256 = file_sha256(fusion_path(folder))
             for member in self.members:
                 if own["members"].get(member.name) != member.sha256:
                     raise UserError(
@@ -173,9 +171,7 @@ class GenreDetector:
                         "scripts after it again"
                     )
             if self._fusion.kept.max(initial=0) >= sum(member.feature_size for member in self.members):
-                raise UserError(f"{path} uses features that the networks don't have: run {MADE_BY} again")
-        if min_confidence is None and "min_confidence" not in own:
-            raise UserError(f"{path} lacks 'min_confidence': run {remedy} again")
+                raise UserError(f"the fusion uses features that the networks don't have: run {MADE_BY} again")
         self._own_threshold = min_confidence is None
         self.min_confidence: float = own["min_confidence"] if min_confidence is None else min_confidence
         self.weights = sha256[:12]  # tells released models apart

@@ -30,7 +30,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ from splits import track_groups
 from verify_model_features import flat_outputs, rows_problems
 
 MADE_BY = "train_fusion.py"
+EXTRACTOR = "extract_model_features.py"
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,13 @@ class Fusion:
         return log_softmax(inputs.astype(np.float64) @ self.coefficients + self.intercept, self.temperature)
 
 
+def fusion_path(models: Path) -> Path:
+    return models / "fusion_progressive" / "model.safetensors"
+
+
 def load_fusion(models: Path) -> tuple[Fusion, dict[str, Any]]:
-    """The released fusion and its meta. Raises UserError if it is absent, broken or of wrong shape."""
-    path = models / "fusion_progressive" / "model.safetensors"
+    """The fusion in a models folder and its meta. Raises UserError if it is absent, broken or of wrong shape."""
+    path = fusion_path(models)
     tensors, meta = load_checkpoint(path, MADE_BY)
     try:
         fusion = Fusion(
@@ -93,7 +98,7 @@ def load_fusion(models: Path) -> tuple[Fusion, dict[str, Any]]:
             raise ValueError("kept are no numbers of features")
         if not isinstance(meta["members"], dict):
             raise ValueError("members without sums")
-        if not (0 < fusion.temperature < np.inf and 0 <= meta.get("min_confidence", 0) <= 1 and meta["genres"]):
+        if not (0 < fusion.temperature < np.inf and 0 <= meta["min_confidence"] <= 1 and meta["genres"]):
             raise ValueError("temperature, min_confidence or genres")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is no fusion ({error}): run {MADE_BY} again") from None
@@ -118,9 +123,10 @@ class Rows:
     log_probabilities: np.ndarray
     features: np.ndarray
     labels: np.ndarray
+    kept: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # which of the 896 vary
 
     def __getitem__(self, index: np.ndarray) -> Rows:
-        return Rows(self.log_probabilities[index], self.features[index], self.labels[index])
+        return Rows(self.log_probabilities[index], self.features[index], self.labels[index], self.kept)
 
 
 def weighted_fusion(weights: np.ndarray, classes: int) -> Fusion:
@@ -133,24 +139,24 @@ def weighted_fusion(weights: np.ndarray, classes: int) -> Fusion:
     )
 
 
-def fit_average(rows: Rows, kept: np.ndarray) -> Fusion:
+def fit_average(rows: Rows) -> Fusion:
     members, classes = rows.log_probabilities.shape[1:]
     return weighted_fusion(np.full(members, 1 / members), classes)
 
 
-def fit_weighted(rows: Rows, kept: np.ndarray) -> Fusion:
+def fit_weighted(rows: Rows) -> Fusion:
     """Weights on the simplex with the least log-loss, drawn towards equal ones as strongly as ten songs would."""
     from scipy.optimize import minimize
+    from scipy.special import softmax
 
     members, classes = rows.log_probabilities.shape[1:]
 
     def loss(scores: np.ndarray) -> float:
-        weights = np.exp(scores) / np.exp(scores).sum()
-        outputs = weighted_fusion(weights, classes)(rows.log_probabilities, rows.features)
+        outputs = weighted_fusion(softmax(scores), classes)(rows.log_probabilities, rows.features)
         return log_loss(outputs, rows.labels).sum() + 10 * float(np.square(scores).sum())
 
     scores = minimize(loss, np.zeros(members), method="Nelder-Mead").x
-    return weighted_fusion(np.exp(scores) / np.exp(scores).sum(), classes)
+    return weighted_fusion(softmax(scores), classes)
 
 
 def _fit_linear(kind: str, inputs: np.ndarray, labels: np.ndarray, classes: int, kept: np.ndarray, c: float) -> Fusion:
@@ -174,18 +180,18 @@ def _fit_linear(kind: str, inputs: np.ndarray, labels: np.ndarray, classes: int,
     return Fusion(kind, coefficients.astype(np.float32), intercept.astype(np.float32), kept)
 
 
-def fit_stacked(rows: Rows, kept: np.ndarray) -> Fusion:
+def fit_stacked(rows: Rows) -> Fusion:
     classes = rows.log_probabilities.shape[2]
     inputs = rows.log_probabilities.reshape(len(rows.labels), -1)
     return _fit_linear("stacked", inputs, rows.labels, classes, np.zeros(0, dtype=np.int64), c=0.03)
 
 
-def fit_features(rows: Rows, kept: np.ndarray) -> Fusion:
+def fit_features(rows: Rows) -> Fusion:
     classes = rows.log_probabilities.shape[2]
-    return _fit_linear("features", rows.features[:, kept], rows.labels, classes, kept, c=0.003)
+    return _fit_linear("features", rows.features[:, rows.kept], rows.labels, classes, rows.kept, c=0.003)
 
 
-CANDIDATES: dict[str, Callable[[Rows, np.ndarray], Fusion]] = {
+CANDIDATES: dict[str, Callable[[Rows], Fusion]] = {
     "average": fit_average,
     "weighted": fit_weighted,
     "stacked": fit_stacked,
@@ -201,11 +207,11 @@ def log_loss(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return -outputs[np.arange(len(labels)), labels]
 
 
-def cross_validated(fit: Callable[[Rows, np.ndarray], Fusion], rows: Rows, kept: np.ndarray, folds: list) -> np.ndarray:
+def cross_validated(fit: Callable[[Rows], Fusion], rows: Rows, folds: list) -> np.ndarray:
     """Log-probabilities (songs, classes) of each song by a fusion fitted without its fold."""
     outputs = np.empty((len(rows.labels), rows.log_probabilities.shape[2]))
     for rest, held in folds:
-        outputs[held] = fit(rows[rest], kept)(rows.log_probabilities[held], rows.features[held])
+        outputs[held] = fit(rows[rest])(rows.log_probabilities[held], rows.features[held])
     return outputs
 
 
@@ -235,13 +241,15 @@ def artist_folds(
 
 def held_out_rows(folder: Path, catalogue: Catalogue, members: int) -> tuple[Rows, list[str]]:
     """The validation songs' rows of ``extract_model_features.py``, and their tracks. Raises UserError if unusable."""
-    maker = "extract_model_features.py"
     names = ("log_probabilities", "features", "labels", "tracks")
-    outputs, features, labels, tracks = (read_array(folder / f"val_{name}.npy", maker) for name in names)
+    outputs, features, labels, tracks = (read_array(folder / f"val_{name}.npy", EXTRACTOR) for name in names)
     for name, table in zip(names, (flat_outputs(outputs, members, len(catalogue.genres)), features), strict=False):
         if problems := rows_problems(table, labels, tracks, catalogue, "val"):
-            raise UserError(f"{folder / f'val_{name}.npy'} is unusable, {problems[0]}: run {maker} again")
-    return Rows(outputs, features, labels), tracks.tolist()
+            raise UserError(f"{folder / f'val_{name}.npy'} is unusable, {problems[0]}: run {EXTRACTOR} again")
+    selector = read_array(folder / "selector.npy", "create_cleaned_features.py")
+    if selector.shape != features.shape[1:]:
+        raise UserError(f"{folder / 'selector.npy'} is of other features: run create_cleaned_features.py again")
+    return Rows(outputs, features, labels, np.flatnonzero(selector)), tracks.tolist()
 
 
 def round_rows(
@@ -267,31 +275,35 @@ def round_rows(
         raise UserError(f"no training or validation song of {catalogue.data} is a test song of these rounds")
     outputs = np.stack([pool.outputs[name][use] for name in members], axis=1)
     rows = Rows(np.log(np.maximum(outputs, np.finfo(float).tiny)), np.zeros((len(outputs), 0)), pool.labels[use])
-    splits = [read_catalogue(folder / "data").split for folder in folders]
-    for folder, split in zip(folders, splits, strict=True):
+    for folder, split in zip(folders, pool.splits, strict=True):
         if catalogue.split.get("method") == "artist" != split.get("method"):
             raise UserError(
                 f"{folder} is no artist fold, its networks know artists of its test songs: take artist folds"
             )
-    return rows, pool.tracks[use].tolist(), [split["sha256"]["test"] for split in splits]
+    return rows, pool.tracks[use].tolist(), [split["sha256"]["test"] for split in pool.splits]
+
+
+def check_networks(provenance: Mapping[str, Any], catalogue: Catalogue, models: Path) -> None:
+    """Raise UserError unless the features are of the networks in a models folder and of a catalogue's split."""
+    again = f"run {EXTRACTOR} again"
+    if provenance["split"] != catalogue.split:
+        raise UserError(f"the features are of another split than the one in {catalogue.data}: {again}")
+    for name, made in provenance["members"].items():
+        network = models / name / "model.safetensors"
+        problem = ""
+        if not network.exists():
+            problem = f"{models} has no {name}"
+        elif file_sha256(network) != made:
+            problem = f"the features are of another {name} than the one in {models}"
+        if problem:
+            raise UserError(f"{problem}: name the folder of the networks with --models, or {again}")
 
 
 def _run(args: argparse.Namespace) -> int:
-    maker = "extract_model_features.py"
     folder = args.data / "fusion_features"
     provenance = read_provenance(folder)
     catalogue = read_catalogue(args.data)
-    if provenance["split"] != catalogue.split:
-        raise UserError(f"the features are of another split than the one in {args.data}: run {maker} again")
-    for name, made in provenance["members"].items():
-        network = args.models / name / "model.safetensors"
-        problem = ""
-        if not network.exists():
-            problem = f"{args.models} has no {name}"
-        elif file_sha256(network) != made:
-            problem = f"the features are of another {name} than the one in {args.models}"
-        if problem:
-            raise UserError(f"{problem}: name the folder of the networks with --models, or run {maker} again")
+    check_networks(provenance, catalogue, args.models)
     meta = {
         "network": "fusion",
         "genres": catalogue.genres,
@@ -300,33 +312,28 @@ def _run(args: argparse.Namespace) -> int:
         "seed": args.seed,
         "versions": library_versions(),
     }
-    target = args.models / "fusion_progressive" / "model.safetensors"
-    candidates, source, hashes, kept = dict(CANDIDATES), "validation songs", list[str](), np.zeros(0, dtype=np.int64)
+    members, target = len(provenance["members"]), fusion_path(args.models)
+    candidates, source, hashes = dict(CANDIDATES), "validation songs", list[str]()
     rows, tracks = None, list[str]()
     if args.rounds:
         del candidates["features"]
         source = "songs of cross-validation rounds"
         rows, tracks, hashes = round_rows(args.rounds, catalogue, provenance["settings"])
     elif provenance["held_out"]["val"]:
-        rows, tracks = held_out_rows(folder, catalogue, len(provenance["members"]))
-        selector = read_array(folder / "selector.npy", "create_cleaned_features.py")
-        if selector.shape != rows.features.shape[1:]:
-            raise UserError(f"{folder / 'selector.npy'} is of other features: run create_cleaned_features.py again")
-        kept = np.flatnonzero(selector)
+        rows, tracks = held_out_rows(folder, catalogue, members)
         if read_provenance(folder) != provenance:
             raise UserError(f"{folder} has changed meanwhile: run create_cleaned_features.py, then this again")
     folds = artist_folds(catalogue, tracks, read_repeats(catalogue), args.seed)
     if rows is None or not folds:
-        count = len(provenance["members"])
         nothing = {"min_confidence": 1.0, "fitted_on": {"what": "nothing", "songs": 0, "rounds": []}, "candidates": {}}
-        save_fusion(target, weighted_fusion(np.full(count, 1 / count), len(catalogue.genres)), meta | nothing)
+        save_fusion(target, weighted_fusion(np.full(members, 1 / members), len(catalogue.genres)), meta | nothing)
         problem = (
             "The networks know the validation songs" if rows is None else f"The {source} are one song, or of one artist"
         )
         print(f"{problem}: the fusion is the average of the networks, and calls no answer confident.")
         return 0
 
-    outputs = {name: cross_validated(fit, rows, kept, folds) for name, fit in candidates.items()}
+    outputs = {name: cross_validated(fit, rows, folds) for name, fit in candidates.items()}
     losses = {name: log_loss(values, rows.labels) for name, values in outputs.items()}
     chosen = choose(losses)
     temperature = fit_temperature(outputs[chosen], rows.labels)
@@ -341,28 +348,28 @@ def _run(args: argparse.Namespace) -> int:
         "fitted_on": {"what": source, "songs": len(tracks), "rounds": hashes},
         "candidates": figures,
     }
-    save_fusion(target, replace(candidates[chosen](rows, kept), temperature=temperature), meta | fitted)
-    best = rows.log_probabilities.argmax(2) == rows.labels[:, None]
-    table = [
-        [name, f"{100 * part:.1f}", ""] for name, part in zip(provenance["members"], best.mean(axis=0), strict=True)
-    ]
-    table += [
-        [
-            f"fusion: {name}" + (" (chosen)" if name == chosen else ""),
-            f"{100 * f['accuracy']:.1f}",
-            f"{f['log_loss']:.3f}",
-        ]
-        for name, f in figures.items()
-    ]
-    table.append(["any member right", f"{100 * best.any(axis=1).mean():.1f}", ""])
-    print(format_table((f"{len(tracks)} {source}", "accuracy, %", "log-loss"), table))
-    answered = is_confident(np.exp(held_out).max(axis=1), min_confidence)
+    save_fusion(target, replace(candidates[chosen](rows), temperature=temperature), meta | fitted)
+    report(rows, list(provenance["members"]), source, figures, chosen)
+    sure = np.exp(held_out)
+    confident = f"Confident from {min_confidence:.2f} on" if min_confidence < 1 else "Confident"
     print(
-        f"Temperature {temperature:.2f}, calibration error {100 * calibration_error(np.exp(held_out), rows.labels):.1f}"
-        f" %. {f'Confident from {min_confidence:.2f} on' if min_confidence < 1 else 'Confident'}: "
-        f"{100 * answered.mean():.0f} % of them."
+        f"Temperature {temperature:.2f}, calibration error {100 * calibration_error(sure, rows.labels):.1f} %. "
+        f"{confident}: {100 * is_confident(sure.max(axis=1), min_confidence).mean():.0f} % of them."
     )
     return 0
+
+
+def report(
+    rows: Rows, members: Sequence[str], source: str, figures: Mapping[str, Mapping[str, float]], chosen: str
+) -> None:
+    """Print how often members and candidates are right."""
+    right = rows.log_probabilities.argmax(2) == rows.labels[:, None]
+    table = [[name, f"{100 * part:.1f}", ""] for name, part in zip(members, right.mean(axis=0), strict=True)]
+    for name, f in figures.items():
+        mark = " (chosen)" if name == chosen else ""
+        table.append([f"fusion: {name}{mark}", f"{100 * f['accuracy']:.1f}", f"{f['log_loss']:.3f}"])
+    table.append(["any member right", f"{100 * right.any(axis=1).mean():.1f}", ""])
+    print(format_table((f"{len(rows.labels)} {source}", "accuracy, %", "log-loss"), table))
 
 
 @command
@@ -376,7 +383,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="rounds of evaluate.py --protocol to learn from, as runs/artist_*",
     )
     args = parser.parse_args(argv)
-    with locked(args.models / "fusion_progressive"):
+    with locked(fusion_path(args.models).parent):
         return _run(args)
 
 

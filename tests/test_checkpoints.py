@@ -242,7 +242,8 @@ def test_fusion_is_refused_when_a_member_has_changed(pipeline, tmp_path):
     ("key", "value"),
     [
         ("temperature", 0), ("temperature", float("nan")), ("temperature", "1"), ("genres", "blues"), ("genres", None),
-        ("genres", ["a", "a"]), ("split", "artist"), ("min_confidence", 7), ("settings.width", 1e9),
+        ("genres", ["a", "a"]), ("split", "artist"), ("min_confidence", 7), ("min_confidence", None),
+        ("settings.width", 1e9),
         ("settings.width", -1), ("settings.width", float("inf")), ("settings.window", 10**9), ("settings.window", 6.5),
         ("settings.rhythm", 2), ("settings.overlap", 1), ("settings.features", "../../etc"), ("settings", None),
     ],
@@ -264,7 +265,7 @@ def test_what_a_checkpoint_claims_is_checked(pipeline, tmp_path, key, value):
     ("key", "value"),
     [
         ("temperature", -1), ("temperature", None), ("members", 3), ("members", ["a", "b", "c"]),
-        ("min_confidence", "x"), ("genres", []),
+        ("min_confidence", "x"), ("min_confidence", None), ("genres", []),
     ],
 )  # fmt: skip
 def test_what_a_fusion_claims_is_checked(models, tmp_path, key, value):

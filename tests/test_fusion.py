@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +41,6 @@ from train_fusion import (
 )
 from verify_model_features import linear_separability
 
-NONE_KEPT = np.zeros(0, dtype=np.int64)
-
 
 def made_up_rows(songs: int, members: int = 3, classes: int = 4, seed: int = 0) -> Rows:
     """Songs of which every member knows something, the first the most."""
@@ -60,14 +59,14 @@ def made_up_rows(songs: int, members: int = 3, classes: int = 4, seed: int = 0) 
 def test_average_is_the_mean_of_log_probabilities(songs, members, classes, seed):
     scores = 5 * np.random.default_rng(seed).normal(size=(songs, members, classes))
     rows = Rows(log_softmax(scores).astype(np.float32), np.zeros((songs, 3)), np.zeros(songs, dtype=int))
-    outputs = fit_average(rows, NONE_KEPT)(rows.log_probabilities, rows.features)
+    outputs = fit_average(rows)(rows.log_probabilities, rows.features)
     np.testing.assert_allclose(outputs, log_softmax(rows.log_probabilities.mean(axis=1)), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", CANDIDATES)
 def test_every_candidate_gives_log_probabilities(name):
-    rows, kept = made_up_rows(60), np.array([0, 3, 5])
-    outputs = CANDIDATES[name](rows, kept)(rows.log_probabilities, rows.features)
+    rows = replace(made_up_rows(60), kept=np.array([0, 3, 5]))
+    outputs = CANDIDATES[name](rows)(rows.log_probabilities, rows.features)
     assert outputs.shape == (60, 4)
     assert np.isfinite(outputs).all()
     np.testing.assert_allclose(np.exp(outputs).sum(axis=1), 1, atol=1e-9)
@@ -77,23 +76,23 @@ def test_every_candidate_gives_log_probabilities(name):
 
 def test_weights_follow_what_members_know():
     rows = made_up_rows(400)
-    weights = fit_weighted(rows, NONE_KEPT).coefficients.reshape(3, 4, 4)[:, 0, 0]
+    weights = fit_weighted(rows).coefficients.reshape(3, 4, 4)[:, 0, 0]
     assert weights.sum() == pytest.approx(1, abs=1e-5)
     assert weights[0] > weights[1] > weights[2] > 0
     same = Rows(rows.log_probabilities[:, [0, 0]], rows.features, rows.labels)
-    np.testing.assert_allclose(fit_weighted(same, NONE_KEPT).coefficients[[0, 4], 0], 0.5, atol=1e-3)
+    np.testing.assert_allclose(fit_weighted(same).coefficients[[0, 4], 0], 0.5, atol=1e-3)
 
 
 def test_weights_of_few_songs_stay_near_equal():
     """Three songs that one of three members knows: too few to trust it alone."""
     scores = np.array([[[9.0, 0], [0, 9], [0, 9]]] * 3)
     rows = Rows(log_softmax(scores).astype(np.float32), np.zeros((3, 0)), np.zeros(3, dtype=int))
-    assert 0.34 < fit_weighted(rows, NONE_KEPT).coefficients[0, 0] < 0.75
+    assert 0.34 < fit_weighted(rows).coefficients[0, 0] < 0.75
 
 
 def test_temperature_divides_the_scores():
     rng = np.random.default_rng(0)
-    fusion = Fusion("any", rng.normal(size=(8, 4)), rng.normal(size=4), NONE_KEPT, temperature=2.0)
+    fusion = Fusion("any", rng.normal(size=(8, 4)), rng.normal(size=4), np.zeros(0, dtype=np.int64), temperature=2.0)
     rows = made_up_rows(5, members=2)
     scores = rows.log_probabilities.reshape(5, 8) @ fusion.coefficients + fusion.intercept
     expected = np.exp(scores / 2) / np.exp(scores / 2).sum(axis=1, keepdims=True)
@@ -135,14 +134,14 @@ def test_held_out_songs_are_scored_by_a_fit_without_them():
     rows = made_up_rows(10)
     seen = []
 
-    def fit(some: Rows, kept: np.ndarray) -> Fusion:
+    def fit(some: Rows) -> Fusion:
         seen.append(some.features[:, 0].tolist())
-        return fit_average(some, kept)
+        return fit_average(some)
 
     folds = [(np.arange(5, 10), np.arange(5)), (np.arange(5), np.arange(5, 10))]
-    outputs = cross_validated(fit, rows, NONE_KEPT, folds)
+    outputs = cross_validated(fit, rows, folds)
     assert seen == [rows.features[5:, 0].tolist(), rows.features[:5, 0].tolist()]
-    np.testing.assert_allclose(outputs, fit_average(rows, NONE_KEPT)(rows.log_probabilities, rows.features))
+    np.testing.assert_allclose(outputs, fit_average(rows)(rows.log_probabilities, rows.features))
     np.testing.assert_array_equal(log_loss(outputs, rows.labels), [-outputs[i, c] for i, c in enumerate(rows.labels)])
 
 

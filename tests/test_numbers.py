@@ -123,7 +123,7 @@ def test_every_fusion_is_defined_whatever_classes_it_sees(kind, labels):
     outputs = np.log(rng.dirichlet(np.ones(3), (8, 2))).astype(np.float32)
     features = rng.normal(0, 1, (8, 5)).astype(np.float32)
     features[:, 0] = 1  # never varies
-    fusion = CANDIDATES[kind](Rows(outputs, features, np.array(labels)), np.arange(5))
+    fusion = CANDIDATES[kind](Rows(outputs, features, np.array(labels), kept=np.arange(5)))
     result = fusion(outputs, features)
     assert np.isfinite(result).all()
     np.testing.assert_allclose(np.exp(result).sum(axis=1), 1)
