@@ -179,7 +179,7 @@ class Writer(ABC):
 class TextWriter(Writer):
     def __init__(self, stream: IO[str], run: dict[str, Any], top_k: int, device: str):
         super().__init__(stream, run)
-        self.top_k, self.right, self.all = top_k, 0, 0
+        self.top_k, self.answered, self.all = top_k, 0, 0
         self.width = shutil.get_terminal_size().columns if stream.isatty() else PLAIN_WIDTH
         print(f"Music genre detection with {run['model']} on {device}", file=stream)
         print("=" * min(RULE_WIDTH, self.width), file=stream)
@@ -187,13 +187,13 @@ class TextWriter(Writer):
     def add(self, path: str, answer: Prediction | UserError) -> None:
         self.all += 1
         if not isinstance(answer, UserError):
-            self.right += 1
+            self.answered += 1
             text = as_text(answer, self.top_k, self.run["timeline"], self.width)
             print(text, file=self.stream, flush=True)
 
     def finish(self) -> None:
         if self.all > 1:
-            print(f"{self.right} of {self.all} songs classified", file=self.stream)
+            print(f"{self.answered} of {self.all} songs classified", file=self.stream)
         super().finish()
 
 

@@ -35,10 +35,10 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import numpy as np
 
@@ -64,6 +64,7 @@ from extract_model_features import MEMBERS, fusion_inputs, load_members, song_in
 from files import check_replaceable, file_sha256, locked_file, write_text
 from hyper_dynamic import pick_device
 from predict import is_confident, log_softmax, window_starts
+from stopping import signals_to
 
 FUSION = "fusion"
 
@@ -432,24 +433,11 @@ def _run(args: argparse.Namespace) -> int:
 
 
 class _Terminated(KeyboardInterrupt):
-    pass
+    """SIGTERM, as of ``timeout`` or at a shutdown, ends this like Ctrl-C."""
 
 
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM, as of ``timeout`` or at a shutdown, ends this like Ctrl-C; in a thread it can't be heard."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(*_: object) -> None:
-        raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _terminate(number: int) -> NoReturn:
+    raise _Terminated
 
 
 @command
@@ -466,7 +454,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(set(files)) < len(files):
         parser.error("--output, --plot and --report are different files")
     try:
-        with _sigterm_interrupts():
+        in_a_thread = threading.current_thread() is not threading.main_thread()  # where no signal can be heard
+        with nullcontext() if in_a_thread else signals_to(_terminate, signal.SIGTERM):
             return _run(args)
     except KeyboardInterrupt as stop:
         again = "run the same command again" if args.resume else "start with --jsonl --output FILE --resume"

@@ -15,13 +15,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -32,6 +31,7 @@ from figures import bootstrap_difference, mcnemar, right_among, song_figures, wi
 from files import file_sha256, read_json
 from song_lists import read_split_lists
 from splits import split_songs
+from stopping import signals_to
 
 ROUNDS = {"random": 5, "artist": 5, "fault_filtered": 3}
 WHAT = {
@@ -99,23 +99,13 @@ _running: set[subprocess.Popen[bytes]] = set()
 _ending = threading.Event()  # no further script starts
 
 
-@contextmanager
-def scripts_end_with_us() -> Iterator[None]:
-    """SIGTERM ends the scripts that ``run_script`` started, trainings after their step, and then this process."""
-
-    def end(number: int, _frame: object) -> None:
-        _ending.set()
-        for script in [*_running]:
-            script.terminate()
-        complain("stopped; run the same command again to go on")
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        _ending.clear()
+def end_scripts(number: int) -> NoReturn:
+    """At a signal: end the scripts that ``run_script`` started, trainings after their step, and then this process."""
+    _ending.set()
+    for script in [*_running]:
+        script.terminate()
+    complain("stopped; run the same command again to go on")
+    raise SystemExit(128 + number)
 
 
 def run_script(script: str, folder: Path, *options: str) -> None:
@@ -230,7 +220,8 @@ def run_rounds(
                 _ending.set()  # here: this thread would begin the next job before the main one hears of it
                 raise
 
-    with scripts_end_with_us(), ThreadPoolExecutor(jobs) as pool:
+    _ending.clear()
+    with signals_to(end_scripts, signal.SIGTERM), ThreadPoolExecutor(jobs) as pool:
         trained: list[list[Future[None]]] = []
         ends: list[Future[None]] = []
 

@@ -26,11 +26,9 @@ class Stopped(Exception):
 
 
 @contextmanager
-def signals_to(hear: Callable[[int], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM call ``hear`` with their number and do nothing else."""
-    before = {
-        number: signal.signal(number, lambda number, _frame: hear(number)) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+def signals_to(hear: Callable[[int], object], *numbers: int) -> Iterator[None]:
+    """Signals of these numbers call ``hear`` with theirs and do nothing else. For the main thread."""
+    before = {number: signal.signal(number, lambda number, _frame: hear(number)) for number in numbers}
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import signal
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -74,7 +75,7 @@ def training_command(
             songs += f" ({len(trainer.labels)} in the refit)" if args.refit else ""
             print(f"{settings.name} on {team}, {songs}, split {catalogue.split['name']}")
         try:
-            with signals_to(trainer.stop):
+            with signals_to(trainer.stop, signal.SIGINT, signal.SIGTERM):
                 meta = trainer.run(args.resume)
         except Stopped as stop:
             if team.rank == 0:

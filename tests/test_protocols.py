@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -258,6 +259,7 @@ def test_a_failure_ends_the_scripts_that_run(mini_features, tmp_path, monkeypatc
 def test_a_log_is_read_whatever_the_encoding_of_the_terminal(tmp_path, monkeypatch):
     (tmp_path / "fails.py").write_text("raise SystemExit('no Räp')", encoding="utf-8")
     monkeypatch.setattr(protocols, "ROOT", tmp_path)
+    monkeypatch.setattr(protocols, "_ending", threading.Event())  # another test's protocol may have failed
     monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
     with pytest.raises(UserError, match="no Räp"):
         protocols.run_script("fails", tmp_path)
