@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from catalogue import SPLITS
-from common import UserError, argument_parser, command, complain, format_table
+from common import UserError, argument_parser, command, complain, format_table, number
 from extract_model_features import read_provenance
 from files import locked, read_array, write_array
 
@@ -66,11 +66,9 @@ def _run(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__, "--data")
     parser.add_argument(
-        "--threshold", type=float, default=1e-4, metavar="X", help="variance up to which a dimension is removed"
+        "--threshold", type=number(float), default=1e-4, metavar="X", help="variance up to which a dimension is removed"
     )
     args = parser.parse_args(argv)
-    if not args.threshold >= 0:
-        parser.error("--threshold is at least 0")
     with locked(args.data):
         return _run(args)
 

@@ -128,7 +128,7 @@ class Heard:
     size: int  # bytes, and
     mtime: float  # seconds since 1970: the file's before it was read
     notes: list[str]  # what had to be mended to decode the song, and silence that was left out
-    features: dict[str, np.ndarray]  # of extract_features.song_features, and
+    features: dict[str, np.ndarray]  # of extract_features.timed_features, and
     sounding: np.ndarray  # which of the sound's frames these have, bool (frames,): silence is left out
     sounds_like: str | None  # "noise" (or a tone, or silence) or "speech" if there is no music in it
 

@@ -38,7 +38,7 @@ from decoding import SAMPLE_RATE, SoundReader
 from files import file_sha256, locked, read_array, read_json, write_array, write_json
 from sound_faults import no_file
 
-# The one home of the features: training, evaluation and detection all call song_features below.
+# The one home of the features: training, evaluation and detection all call timed_features below.
 N_FFT = 2048  # samples
 HOP_LENGTH = 512  # samples between frames: 43.07 frames a second
 N_MELS = 128
@@ -49,7 +49,7 @@ SILENCE_DB = 50.0  # below the song's loudest mel cell, a frame with nothing abo
 SILENCE_FRAMES = round(FRAMES_PER_SECOND)  # in a row, 1 s, from which on silence is no pause of the music,
 EDGE_FRAMES = SILENCE_FRAMES // 4  # and before and after it
 GROWTH = 1 << 13  # frames for which a song in progress gets room at a time
-PRODUCT = 1 << 16  # frames that become features at a time
+CHUNK_FRAMES = 1 << 16  # that become features at a time
 
 # Saved in every checkpoint; a difference is refused.
 FEATURE_SETTINGS = {
@@ -176,7 +176,7 @@ def timed_features(blocks: Iterable[np.ndarray]) -> tuple[dict[str, np.ndarray],
         rows.resize((len(frames), N_MELS), refcheck=False)
     normalised_log_mel(rows.T)
     pieces: dict[str, list[np.ndarray]] = {kind: [] for kind in BINS}
-    for first in range(0, len(rows), PRODUCT)[::-1]:  # one round but for a long song
+    for first in range(0, len(rows), CHUNK_FRAMES)[::-1]:  # one round but for a long song
         pieces["melspectrogram"].insert(0, rows[first:].T.astype(np.float16, order="C"))
         pieces["mfcc"].insert(0, _mfcc(rows[first:]).astype(np.float16))
         rows.resize((first, N_MELS), refcheck=False)  # gives the memory of what is done back

@@ -18,7 +18,7 @@ from predict import log_softmax
 RARE = 15  # songs: classes with fewer in the data set are also left out of a second figure
 BOOTSTRAPS = 10_000
 DRAWS = 1000
-BINS = 10  # of the calibration error
+CALIBRATION_BINS = 10
 RIGHT_WHEN_CONFIDENT = 0.9  # part of the confident answers to held-out songs
 LEAST_DRAWN = 5  # songs in a bin of the reliability picture
 LONGEST_LABEL = 40  # characters of a genre's name in a picture
@@ -30,7 +30,7 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray) -> list[tuple[int
     ``probabilities`` are (songs, classes), ``labels`` class numbers (songs,).
     """
     top, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    which = np.minimum((top * BINS).astype(int), BINS - 1)
+    which = np.minimum((top * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     masks = [which == number for number in np.unique(which)]
     return [(int(mask.sum()), float(top[mask].mean()), float(right[mask].mean())) for mask in masks]
 

@@ -36,7 +36,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -88,12 +88,12 @@ class Prediction:
     windows: int
     genre: str
     probabilities: dict[str, float]
-    notes: list[str] = field(default_factory=list)
-    confident: bool = True  # the top probability reaches ``min_confidence``, it may be music, and is long enough
-    sections: list[Section] = field(default_factory=list)  # which part is what
-    size: int = 0  # bytes, and
-    mtime: float = 0.0  # seconds since 1970: the file's before it was read
-    sounds_like: str | None = None  # "noise" (or a tone, or silence) or "speech", where it is unlike music
+    notes: list[str]  # what had to be mended, silence that was left out, padding
+    confident: bool  # the top probability reaches ``min_confidence``, it may be music, and is long enough
+    sections: list[Section]  # which part is what
+    size: int  # bytes, and
+    mtime: float  # seconds since 1970: the file's before it was read
+    sounds_like: str | None  # "noise" (or a tone, or silence) or "speech", where it is unlike music
 
     @property
     def unlike_music(self) -> bool:
@@ -180,9 +180,9 @@ class GenreDetector:
         self.knows = {split for member in self.members for split in member.knows}  # whose songs were trained on
         self.device = str(next(self.members[0].network.parameters()).device)
 
-    def analyse(self, path: str | Path, start: float = 0.0, duration: float | None = None) -> Analysis:
+    def analyse(self, path: str | Path) -> Analysis:
         """What every loaded model says of a song, and of each of its windows. Raises UserError as ``SoundReader``."""
-        return self.judge(listen(path, start, duration))
+        return self.judge(listen(path))
 
     def judge(self, heard: Heard) -> Analysis:
         """What every loaded model says of a song that ``listen`` decoded."""
@@ -212,17 +212,17 @@ class GenreDetector:
         window = self.members[0].window / FRAMES_PER_SECOND
         note = [f"padded to the {window:.1f} s that the networks hear at a time"] if analysis.padded else []
         return Prediction(
-            path,
-            heard.seconds,
-            len(analysis.windows[self.model]),
-            self.genres[int(log_probabilities.argmax())],
-            dict(zip(self.genres, probabilities.tolist(), strict=True)),
-            heard.notes + note,
-            bool(is_confident(probabilities.max(), self.min_confidence)) and not unproven,
-            sections(analysis.windows[self.model], analysis.borders, self.genres),
-            heard.size,
-            heard.mtime,
-            heard.sounds_like,
+            path=path,
+            duration_s=heard.seconds,
+            windows=len(analysis.windows[self.model]),
+            genre=self.genres[int(log_probabilities.argmax())],
+            probabilities=dict(zip(self.genres, probabilities.tolist(), strict=True)),
+            notes=heard.notes + note,
+            confident=bool(is_confident(probabilities.max(), self.min_confidence)) and not unproven,
+            sections=sections(analysis.windows[self.model], analysis.borders, self.genres),
+            size=heard.size,
+            mtime=heard.mtime,
+            sounds_like=heard.sounds_like,
         )
 
     def predictions(

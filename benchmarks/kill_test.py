@@ -42,12 +42,13 @@ sys.path.insert(0, str(ROOT))
 
 from checkpoints import content_sum, load_checkpoint  # noqa: E402
 from common import argument_parser, command, complain, format_table, path_name, positive_int, progress  # noqa: E402
+from extract_model_features import MEMBERS  # noqa: E402
 from files import file_sha256  # noqa: E402
 
 Command = list[str]
 SONGS = 18
 GENRES = ("polka", "samba", "waltz")
-TRAINED = {"train_dpa_cnn": "dpa_cnn", "train_ecas_cnn": "ecas_cnn", "train_bigru_cnn": "cnn_bigru"}
+TRAINED = {script: name for name, script in MEMBERS.items()}
 ORPHAN_SECONDS = 20  # that worker processes of a killed run may take to end
 POOLED = ("prepare_gtzan_data", "extract_features")  # have joblib's worker processes
 MODELS = ["--models", "models"]

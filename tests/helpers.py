@@ -17,6 +17,7 @@ from conftest import Pipeline
 
 from checkpoints import load_checkpoint
 from files import write_json
+from genre_detector import Prediction
 from hyper_dynamic import Trainer
 
 SIZES = {"cnn_bigru": 256, "dpa_cnn": 512, "ecas_cnn": 128}  # of the networks' features
@@ -100,3 +101,21 @@ def stopped_in(last: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_train_epoch", stopped)
         yield
+
+
+def prediction(**known: Any) -> Prediction:
+    """An answer of which a test says what it needs."""
+    blank = {
+        "path": "song.wav",
+        "duration_s": 60.0,
+        "windows": 3,
+        "genre": "a",
+        "probabilities": {"a": 0.6, "b": 0.4},
+        "notes": [],
+        "confident": True,
+        "sections": [],
+        "size": 0,
+        "mtime": 0.0,
+        "sounds_like": None,
+    }
+    return Prediction(**blank | known)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from helpers import prediction
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +24,7 @@ from decoding import SoundReader, decode
 from detector_output import as_text
 from extract_features import song_features
 from extract_model_features import MEMBERS
-from genre_detector import FUSION, GenreDetector, Prediction
+from genre_detector import FUSION, GenreDetector
 from predict import network_outputs
 
 
@@ -75,7 +76,8 @@ def test_text_for_the_demo_song(run_script, models, demo):
 @given(st.integers(1, 12), st.floats(0.1, 1e5))
 def test_text_shows_the_likeliest(top_k, seconds):
     probabilities = dict(zip("abcdefghij", np.linspace(0.01, 0.19, 10), strict=True))
-    text = as_text(Prediction("x\udcff.mp3", seconds, 3, "j", probabilities, ["mended"]), top_k)
+    answer = prediction(path="x\udcff.mp3", duration_s=seconds, probabilities=probabilities, notes=["mended"])
+    text = as_text(answer, top_k)
     assert re.findall(r"^  ([a-j]) ", text, re.MULTILINE) == list("jihgfedcba")[:top_k]
     assert "Note:      mended" in text
     assert "\\udcff" in text

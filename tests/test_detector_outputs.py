@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from helpers import no_larger_files
+from helpers import no_larger_files, prediction
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,7 +29,7 @@ from detector_inputs import listen
 from detector_output import as_text, songs_done
 from detector_timeline import Section
 from files import locked_file
-from genre_detector import GenreDetector, Prediction
+from genre_detector import GenreDetector
 
 GENRES = list("abcdefghij")
 
@@ -237,7 +237,8 @@ def test_plot_goes_with_resume_and_replaces_nothing_of_others(detect, songs, tmp
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
 def test_text_fits_the_terminal(width):
     path = "/music/" + "a very long name " * 20 + "end.mp3"
-    answer = Prediction(path, 3599.96, 3, "j", dict(zip(GENRES, np.linspace(0.01, 0.19, 10), strict=True)))
+    parts = dict(zip(GENRES, np.linspace(0.01, 0.19, 10), strict=True))
+    answer = prediction(path=path, duration_s=3599.96, probabilities=parts)
     lines = as_text(answer, 10, width=width).splitlines()
     assert max(map(len, lines)) <= width
     assert lines[0].endswith("end.mp3")
@@ -245,7 +246,7 @@ def test_text_fits_the_terminal(width):
 
 
 def test_text_to_a_file_is_not_shortened():
-    answer = Prediction("x" * 500, 60, 3, "a", {"a": 0.6, "b": 0.4}, sections=[Section(0, 75, "a", 0.5)])
+    answer = prediction(path="x" * 500, sections=[Section(0, 75, "a", 0.5)])
     text = as_text(answer, 5, timeline=True)
     assert "x" * 500 in text
     assert "    0:00 -   1:15  a   50.0 %" in text
