@@ -388,9 +388,15 @@ def _run(args: argparse.Namespace) -> int:
         detector = GenreDetector(args.model, args.models, args.device, args.min_confidence)
         if args.write_tags and args.min_confidence is None and detector.min_confidence >= 1:
             complain("no answer of these networks counts as confident, no tag changes: set a limit by --min-confidence")
-        run = {"model": args.model, "weights": detector.weights, "min_confidence": detector.min_confidence}
-        run |= {"min_confidence_given": args.min_confidence is not None}
-        run |= {"start": args.start, "duration": args.duration, "timeline": args.timeline}
+        run = {
+            "model": args.model,
+            "weights": detector.weights,
+            "min_confidence": detector.min_confidence,
+            "min_confidence_given": args.min_confidence is not None,
+            "start": args.start,
+            "duration": args.duration,
+            "timeline": args.timeline,
+        }
         if args.resume:
             done.set_result(songs_done(args.output, run) if args.output.exists() else {})
         stream = stack.enter_context(_output(args))

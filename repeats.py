@@ -67,14 +67,14 @@ def fingerprints(samples: np.ndarray) -> list[np.ndarray]:
 
 
 def _fingerprint(samples: np.ndarray) -> np.ndarray:
-    from scipy.ndimage import uniform_filter1d
+    from scipy.ndimage import convolve1d, uniform_filter1d
 
     mel = mel_power([samples])
     bands = mel.reshape(BANDS, -1, mel.shape[1]).sum(axis=1)
     decibels = 10 * np.log10(np.maximum(bands, np.finfo(np.float32).tiny))
     np.maximum(decibels, decibels.max() - RANGE_DB, out=decibels)
-    window = np.hanning(2 * POOL + 1)[1:]  # wider than the step: a shift of half a step still matches
-    smooth = np.apply_along_axis(np.convolve, 1, decibels, window / window.sum(), mode="same")[:, ::POOL]
+    window = np.hanning(2 * POOL + 1)[1:-1]  # wider than the step: a shift of half a step still matches
+    smooth = convolve1d(decibels, window / window.sum(), mode="constant", output=np.float64)[:, ::POOL]
     smooth -= uniform_filter1d(smooth, HIGH_PASS, axis=1, mode="nearest")
     smooth -= smooth.mean(axis=0)
     smooth /= smooth.std(axis=1, keepdims=True) + 1e-3

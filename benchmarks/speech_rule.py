@@ -102,6 +102,8 @@ def spoken(text: str, voice: str, speed: int) -> np.ndarray:
 
 def talks() -> Iterator[np.ndarray]:
     """Made-up speech: each talk dry, with noise, and in a room."""
+    from scipy.signal import fftconvolve
+
     rng = np.random.default_rng(0)
     for language, texts in TALKS.items():
         for voice in ENGLISH if language == "en" else [language + variant for variant in VARIANTS]:
@@ -115,8 +117,7 @@ def talks() -> Iterator[np.ndarray]:
                 echo = rng.standard_normal(len(times)) * 10 ** (-3 * times / rng.uniform(0.25, 0.5))
                 echo *= 0.25 / np.sqrt(np.square(echo).sum())
                 echo[0] = 1
-                size = len(dry) + len(echo)
-                yield np.fft.irfft(np.fft.rfft(dry, size) * np.fft.rfft(echo, size), size)[: len(dry)]
+                yield fftconvolve(dry, echo)[: len(dry)]
 
 
 def parts(log_mel: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
