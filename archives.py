@@ -22,8 +22,7 @@ from common import UserError, complain, progress
 from decoding import AV_SUFFIXES
 from files import PART, file_sha256, read_json, write_json
 
-AUDIO_SUFFIXES = frozenset({".wav", ".au", ".mp3", ".mp2", ".ogg", ".oga", ".flac", ".aiff", ".aif", ".opus", ".m4a"})
-SOUND_SUFFIXES = AUDIO_SUFFIXES | AV_SUFFIXES
+SOUND_SUFFIXES = AV_SUFFIXES | {".wav", ".au", ".mp3", ".mp2", ".ogg", ".oga", ".flac", ".aiff", ".aif", ".opus"}
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MARKER = ".extracted.json"
 COPY_BYTES = 1 << 20
@@ -70,13 +69,8 @@ def is_archive(path: Path) -> bool:
     return path.name.lower().endswith(ARCHIVE_SUFFIXES)
 
 
-def is_audio_name(name: str) -> bool:
-    """Whether a file name is that of a song; macOS litters archives with ``._<name>`` copies that are not."""
-    return Path(name).suffix.lower() in AUDIO_SUFFIXES and not name.startswith(".")
-
-
 def is_sound_name(path: PurePath) -> bool:
-    """Whether a file is named like one with sound, of whatever format; not macOS's ``._<name>`` copies."""
+    """Whether a file is named like one with sound; macOS litters archives with ``._<name>`` copies that have none."""
     hidden = path.name.startswith(".") or "__MACOSX" in path.parts
     return path.suffix.lower() in SOUND_SUFFIXES and not hidden
 
@@ -103,7 +97,7 @@ def extract_songs(archive: Path, target: Path, limits: Limits | None) -> None:
         made_of = read_json(target / MARKER, "prepare_gtzan_data.py", "sha256", "songs")
         if made_of["sha256"] != digest:
             raise UserError(f"{target} holds the songs of another archive: delete it, then run this again")
-        if (gone := made_of["songs"] - sum(is_audio_name(path.name) for path in target.glob("*/*"))) > 0:
+        if (gone := made_of["songs"] - sum(map(is_sound_name, target.glob("*/*")))) > 0:
             complain(f"{target} lacks {gone} songs of {archive}: delete it and run this again to have them back")
         return
     partial = target.with_name(f".{target.name}{PART}")
@@ -159,9 +153,9 @@ def _extract(archive: Path, target: Path, limits: Limits | None) -> int:
         with member.open() as source, (target / genre / name).open("wb") as sink:
             _copy(source, sink, member)
     if unused:
-        complain(f"{archive}: sound files in no genre folder or of other formats are not used, {unused} there")
+        complain(f"{archive}: sound files in no genre folder are not used, {unused} there")
     if not taken:
-        raise UserError(f"{archive} holds no songs: expected <genre>/<song>, {', '.join(sorted(AUDIO_SUFFIXES))}")
+        raise UserError(f"{archive} holds no songs: expected <genre>/<song>, {', '.join(sorted(SOUND_SUFFIXES))}")
     return len(taken)
 
 
@@ -212,7 +206,7 @@ def _oddity(mode: int) -> str:
 def place_of(name: str) -> tuple[str, str] | None:
     """Genre and file name of a song in an archive; None for anything else. Raises UserError if it points outside."""
     path = PureWindowsPath(name)  # knows both separators and drive letters
-    if not is_audio_name(path.name) or "__MACOSX" in path.parts or len(path.parts) < 2:
+    if not is_sound_name(path) or len(path.parts) < 2:
         return None
     if path.anchor or ".." in path.parts:
         raise UserError(f"the archive holds {name!r}, which points outside of it: nothing was written")

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from archives import ARCHIVE_SUFFIXES, AUDIO_SUFFIXES, Limits, extract_songs, is_archive, is_audio_name, is_sound_name
+from archives import ARCHIVE_SUFFIXES, SOUND_SUFFIXES, Limits, extract_songs, is_archive, is_sound_name
 from catalogue import SPLITS, Catalogue, Song, artist_key, artist_names, write_catalogue
 from common import (
     UserError,
@@ -81,7 +81,7 @@ def find_genre_folders(source: Path | None, data: Path, limits: Limits | None) -
     elif source.exists():
         found = "found a file of another kind"
     raise UserError(
-        f"no songs in {source}: {found}; expected genre folders of songs ({' '.join(sorted(AUDIO_SUFFIXES))}) or an "
+        f"no songs in {source}: {found}; expected genre folders of songs ({' '.join(sorted(SOUND_SUFFIXES))}) or an "
         f"archive of them ({' '.join(ARCHIVE_SUFFIXES)}): name it with --source or put it into {raw}"
     )
 
@@ -92,7 +92,7 @@ def _folders_in(folder: Path) -> list[Path]:
 
 def _songs_in(folder: Path) -> list[Path]:
     """What is named like a song; that it is one shows when it is checked."""
-    return sorted(path for path in folder.iterdir() if is_audio_name(path.name))
+    return sorted(filter(is_sound_name, folder.iterdir()))
 
 
 def list_songs(root: Path, data: Path) -> list[Song]:
@@ -104,7 +104,7 @@ def list_songs(root: Path, data: Path) -> list[Song]:
     for folder in _folders_in(root):
         paths = _songs_in(folder)
         if passed_over := sum(map(is_sound_name, folder.rglob("*"))) - len(paths):
-            complain(f"{folder}: sound files in subfolders or of other formats are not used, {passed_over} here")
+            complain(f"{folder}: sound files in subfolders are not used, {passed_over} here")
         for path in paths:
             where = Path(os.path.abspath(path))
             inside = where.is_relative_to(home)
