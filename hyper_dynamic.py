@@ -271,7 +271,7 @@ class Trainer:
                 self.team.refuse(f"the gradient is {norm.item()} in epoch {epoch + 1}: try a smaller --learning-rate")
             self.optimiser.step()
             self.state.steps += 1
-            self._follow()
+            self._update_average()
             self.schedule.learn(song[part], start[part], each)
             losses.append(mean)
             if stop:
@@ -309,7 +309,7 @@ class Trainer:
         loss = part * means[0] + (1 - part) * means[1]
         return loss, (part * each[0] + (1 - part) * each[1]).detach()
 
-    def _follow(self) -> None:
+    def _update_average(self) -> None:
         """Move the averaged weights towards the trained ones (Polyak & Juditsky 1992); faster at first."""
         import torch
 
