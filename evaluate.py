@@ -1,11 +1,10 @@
 """Score the frozen networks and the fusion on held-out songs, through the detector's own predict path.
 
-Every song is decoded and classified by ``GenreDetector``, which sees no labels; they are compared afterwards.
-The validation figure stands beside the test figure: those songs steered the training and chose temperatures, and
-thresholds and the fusion too, unless that was fitted on other held-out songs. Networks with a --refit were trained on
-them, so there is none.
-``label_conditioned_composite`` is what the published method reports as accuracy: each class's best check of the
-whole schedule, put together. No classifier has that accuracy.
+Every song is decoded and classified by ``GenreDetector``, which sees no labels; they are compared afterwards. The
+validation figure stands beside the test figure: those songs steered the training and chose temperatures, and thresholds
+and the fusion too, unless that was fitted on other held-out songs. Networks with a --refit were trained on them, so
+there is none. ``label_conditioned_composite`` is of the kind that the published method reports as accuracy: each
+class's best check of the whole schedule, put together. No classifier has that accuracy.
 
 With --seen every song below data/ is scored that the networks have not seen, whatever split is prepared there: so the
 released ones can be tested on more of GTZAN than they were. Songs by artists of the seen ones are left out, as far as

@@ -94,7 +94,7 @@ class Progress:
     """Where a run stands, beside its tensors; saved with every epoch, and when a signal stops it within one."""
 
     classes: list[ClassState]
-    best_accuracies: list[float]  # each class's best check: what the published method reports
+    best_accuracies: list[float]  # each class's best check: of the kind that the published method reports
     best_loss: float | None = None  # of the check behind best.safetensors; without ``last`` only
     epoch: int = 0  # the next one
     steps: int = 0

@@ -158,8 +158,8 @@ def markdown(text: str, parts: Sequence[Table], note: str = "") -> str:
 
 
 COMPOSITE = (
-    "\\* `label_conditioned_composite`: each class's best validation check of the whole schedule put together, "
-    "as the published method reports; no classifier has this accuracy."
+    "\\* `label_conditioned_composite`: each class's best validation check of the whole schedule put together. "
+    "The published figures are of this kind; no classifier has this accuracy."
 )
 
 
