@@ -55,7 +55,7 @@ from common import (
 )
 from detector_inputs import listen
 from extract_model_features import check_split, recipe
-from figures import RARE, draw_confusion, draw_reliability, right_among, song_figures
+from figures import draw_confusion, draw_reliability, rare_genres, right_among, song_figures
 from files import file_sha256, locked, whole_file, write_json, write_text
 from genre_detector import FUSION, Analysis, GenreDetector
 from protocols import ROUNDS, pooled, read_rounds, run_rounds
@@ -139,11 +139,9 @@ def evaluate(detector: GenreDetector, catalogue: Catalogue) -> tuple[dict[str, A
         }
     songs = [song for song in catalogue.songs.values() if song.verdict == "ok"]
     count = {genre: sum(song.genre == genre for song in songs) for genre in catalogue.genres}
-    present = [genre for genre in catalogue.genres if count[genre]]
-    rare = [genre for genre in present if count[genre] < RARE]
     result = {
         "genres": catalogue.genres,
-        "rare_genres": rare if len(rare) < len(present) else [],
+        "rare_genres": rare_genres(count),
         "split": catalogue.split,
         "songs": {split: len(tracks) for split, tracks in catalogue.splits.items()},
         "models": scores,

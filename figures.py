@@ -24,6 +24,15 @@ LEAST_DRAWN = 5  # songs in a bin of the reliability picture
 LONGEST_LABEL = 40  # characters of a genre's name in a picture
 
 
+def rare_genres(songs: Mapping[str, int]) -> list[str]:
+    """Those of fewer than 15 ``songs`` in the data set, without which figures are given too; none if all are.
+
+    A genre without any song is left out of nothing.
+    """
+    rare = [genre for genre, count in songs.items() if 0 < count < RARE]
+    return rare if any(count >= RARE for count in songs.values()) else []
+
+
 def reliability(probabilities: np.ndarray, labels: np.ndarray) -> list[tuple[int, float, float]]:
     """For each of ten equal bins of top probability that has songs: how many, their mean top probability, part right.
 

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import edit_metadata
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
+from tiny_data import write_tiny_data
 
-from catalogue import Catalogue, Song
+import train_fusion
+from catalogue import Catalogue, Song, read_catalogue
 from common import UserError
 from figures import (
     accuracy_without,
@@ -23,8 +26,11 @@ from figures import (
     fit_temperature,
     mcnemar,
     perfect_calibration_error,
+    rare_genres,
+    song_figures,
     wilson_interval,
 )
+from files import file_sha256, write_array, write_json
 from predict import is_confident, log_softmax
 from tables import markdown, percent, with_tables
 from train_fusion import (
@@ -181,7 +187,61 @@ def test_one_artist_makes_no_folds():
     assert artist_folds(catalogue, tracks, [("song0", "song1")], seed=0) == []
 
 
+def test_the_choice_and_its_calibration_are_of_songs_that_it_was_not_fitted_on(tmp_path):
+    """One member knows, two say noise and are sure of it: what is fitted to that looks better on the songs it saw."""
+    data = write_tiny_data(tmp_path / "data", dict.fromkeys("abcd", (1, 25, 1)), frames=2)
+    repeats = [["a.val0", "d.val3"], ["b.val1", "c.val9"]]
+    edit_metadata(data, lambda metadata: metadata.update(repeats=[{"tracks": pair} for pair in repeats]))
+    catalogue = read_catalogue(data)
+    tracks = catalogue.splits["val"]
+    labels = catalogue.labels(tracks)
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(100, 3, 4))
+    scores[np.arange(100), 0, labels] += 4
+    scores[:, 1:] *= 3
+    rows = Rows(log_softmax(scores).astype(np.float32), rng.normal(size=(100, 150)).astype(np.float32), labels)
+    rows = replace(rows, kept=np.arange(150))
+    folder, models = data / "fusion_features", tmp_path / "models"
+    write_array(folder / "val_log_probabilities.npy", rows.log_probabilities)
+    write_array(folder / "val_features.npy", rows.features)
+    write_array(folder / "val_labels.npy", labels)
+    write_array(folder / "val_tracks.npy", np.array(tracks))
+    write_array(folder / "selector.npy", np.ones(150, dtype=bool))
+    members = {}
+    for name in ("one", "two", "three"):
+        network = models / name / "model.safetensors"
+        network.parent.mkdir(parents=True)
+        network.write_text(name)
+        members[name] = file_sha256(network)
+    made = {"split": catalogue.split, "members": members, "settings": {}, "sizes": {}, "held_out": {"val": True}}
+    write_json(folder / "provenance.json", made)
+    assert train_fusion.main(["--data", str(data), "--models", str(models)]) == 0
+
+    fusion, meta = train_fusion.load_fusion(models)
+    folds = artist_folds(catalogue, tracks, repeats, 0)
+    outputs = {name: cross_validated(fit, rows, folds) for name, fit in CANDIDATES.items()}
+    for name, values in outputs.items():
+        assert meta["candidates"][name]["log_loss"] == pytest.approx(log_loss(values, labels).mean())
+    assert fusion.kind == choose({name: log_loss(values, labels) for name, values in outputs.items()}) != "average"
+    assert fusion.temperature == pytest.approx(fit_temperature(outputs[fusion.kind], labels))
+    threshold = confidence_threshold(log_softmax(outputs[fusion.kind], fusion.temperature), labels)
+    assert meta["min_confidence"] == pytest.approx(threshold)
+    assert threshold < 1
+
+
 # ---------------------------------------------------------------- figures
+
+
+def test_macro_f1_by_hand():
+    figures = song_figures(np.eye(3)[[0, 0, 0, 1, 1]], np.array([0, 0, 1, 1, 2]), ["a", "b", "c"])
+    assert figures["macro_f1"] == pytest.approx((4 / 5 + 1 / 2 + 0) / 3)
+    assert figures["song_accuracy"] == pytest.approx(3 / 5)
+
+
+def test_rare_genres_are_some_of_them():
+    assert rare_genres({"a": 3, "b": 14, "c": 15, "d": 0}) == ["a", "b"]
+    assert rare_genres({"a": 3, "b": 14}) == []
+    assert rare_genres({"a": 20}) == []
 
 
 @pytest.mark.parametrize(

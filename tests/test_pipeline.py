@@ -23,6 +23,7 @@ from checkpoints import load_checkpoint, save_checkpoint
 from decoding import SoundReader
 from figures import wilson_interval
 from genre_detector import GenreDetector
+from tables import tables
 
 
 @pytest.fixture(scope="module")
@@ -225,14 +226,41 @@ def test_evaluation_figures_follow_from_the_predictions(pipeline, catalogue, eva
         picture = (pipeline.results / f"confusion_{name}.png").read_bytes()
         assert picture.startswith(b"\x89PNG")
         assert len(picture) > 10_000
-    sure = evaluation["models"]["fusion"]["test"]["confident"]
-    assert 0 <= sure["right"] <= sure["answers"] <= len(rows)
     assert len(list(pipeline.results.iterdir())) == 7
     output = pipeline.runs["evaluate.py"]
     fusion = evaluation["models"]["fusion"]
     assert f"{100 * fusion['test']['song_accuracy']:.1f}" in next(x for x in output.splitlines() if x[:6] == "fusion")
     assert "validation, %" in output
     assert "without" not in output  # all genres are rare here
+
+
+def test_confident_answers_and_windows_are_counted(pipeline, catalogue, monkeypatch):
+    detector = GenreDetector("fusion", pipeline.models, "cpu")
+    tracks = catalogue.splits["test"]
+    paths, labels = [*map(catalogue.audio_path, tracks)], catalogue.labels(tracks)
+    analyses = [*map(detector.analyse, paths)]
+    answers = np.array([analysis.song["fusion"] for analysis in analyses])
+    monkeypatch.setattr(detector, "min_confidence", float(np.median(np.exp(answers).max(axis=1))))
+    monkeypatch.setattr(detector, "_own_threshold", False)  # these songs are shorter than a window
+    confident = np.array([detector.predict(path).confident for path in paths])
+    assert 0 < confident.sum() < len(confident)
+
+    test = evaluate.evaluate(detector, catalogue)[0]["models"]["fusion"]["test"]
+    right = answers.argmax(axis=1) == labels
+    assert test["confident"] == {"answers": confident.sum(), "right": (confident & right).sum()}
+    windows = [(a.windows["fusion"].argmax(axis=1) == c).mean() for a, c in zip(analyses, labels, strict=True)]
+    assert test["window_accuracy"] == pytest.approx(np.mean(windows))
+
+
+def test_each_figure_stands_in_its_column(evaluation):
+    result = json.loads(json.dumps(evaluation))
+    scores = result["models"]["dpa_cnn"]
+    scores["test"] |= {"song_accuracy": 0.1, "window_accuracy": 0.2, "macro_f1": 0.3, "expected_calibration_error": 0.4}
+    scores |= {"val": {"song_accuracy": 0.5}, "label_conditioned_composite": 0.6}
+    header, rows = tables(result)[0]
+    [row] = [dict(zip(header, row, strict=True)) for row in rows if row[0] == "dpa_cnn"]
+    columns = ("test", "windows", "macro-F1", "calibration error", "validation", "composite*")
+    assert [row[f"{column}, %"] for column in columns] == ["10.0", "20.0", "30.0", "40.0", "50.0", "60.0"]
 
 
 def test_composite_stands_only_under_its_own_name(pipeline, evaluation):

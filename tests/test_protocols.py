@@ -16,17 +16,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import QUICK
-from helpers import copy_data
+from helpers import SIZES, copy_data, edit_metadata
 
 import evaluate
 import protocols
 import train_fusion
-from catalogue import read_catalogue
+from catalogue import artist_key, read_catalogue, read_repeats
 from checkpoints import load_checkpoint
 from common import UserError
 from figures import perfect_calibration_error
 from files import locked
-from protocols import ROUNDS, Pool, check_settings, is_scored, pooled, prepare_round, read_rounds, round_catalogue
+from protocols import (
+    ROUNDS,
+    Pool,
+    check_settings,
+    is_scored,
+    pooled,
+    prepare_round,
+    read_rounds,
+    round_catalogue,
+    run_rounds,
+)
 from rules import ADDED
 from tables import protocol_caption, protocol_tables
 
@@ -53,6 +63,25 @@ def test_artist_rounds_test_every_song_once_and_keep_artists_apart(catalogue):
         assert not artists["val"] & artists["test"]
         tested += splits["test"]
     assert sorted(tested) == sorted(track for tracks in catalogue.splits.values() for track in tracks)
+
+
+def test_rounds_have_seeds_of_their_own_and_keep_repeats_together(pipeline, tmp_path, monkeypatch):
+    data = copy_data(pipeline, tmp_path)
+    tracks = sorted(read_catalogue(data).songs)
+    pairs = list(zip(tracks[::7], tracks[6::7], strict=True))
+    edit_metadata(data, lambda metadata: metadata.update(repeats=[{"tracks": pair} for pair in pairs]))
+    trained = set()
+    monkeypatch.setattr(
+        protocols, "train", lambda script, name, folder, seed, options: trained.add((folder, name, seed))
+    )
+    monkeypatch.setattr(protocols, "is_scored", lambda folder: True)
+    folders = run_rounds(read_catalogue(data), "random", 4, tmp_path / "runs", None, 1, "cpu", [])
+    assert trained == {(folder, name, number) for number, folder in enumerate(folders) for name in SIZES}
+    for folder in folders:
+        found = read_catalogue(folder / "data")
+        split_of = {track: split for split, songs in found.splits.items() for track in songs}
+        assert all(split_of[first] == split_of[second] for first, second in pairs)
+        assert read_repeats(found) == pairs
 
 
 def test_random_rounds_differ(catalogue):
@@ -354,6 +383,26 @@ def test_a_protocol_that_is_stopped_leaves_no_training_behind(mini_features, rep
     log = (tmp_path / "artist_0" / "train_bigru_cnn.log").read_text().splitlines()
     assert "stopped by SIGTERM, all is saved" in log[-1]
     assert not (tmp_path / "artist_0" / "train_dpa_cnn.log").exists(), "it began another"
+
+
+def test_a_round_that_is_read_knows_its_songs_artists(pipeline):
+    pool = read_rounds([pipeline.data.parent])
+    songs = read_catalogue(pipeline.data).songs
+    assert pool.artists.tolist() == [artist_key(songs[track].artist) for track in pool.tracks]
+    result = pooled(pool, "fusion")
+    assert result["fusion_against_best"]["bootstrap_over"] == "artists"
+    logs = np.log([pool.outputs[name] for name in SIZES])
+    assert result["models"]["average"]["mean"] == (logs.mean(axis=0).argmax(axis=1) == pool.labels).mean()
+
+
+def test_each_pooled_figure_stands_in_its_column(pipeline):
+    result = pooled(read_rounds([pipeline.data.parent]), "fusion")
+    known = {"mean": 0.1, "spread": 0.2, "macro_f1": 0.3, "expected_calibration_error": 0.4, "validation": 0.5}
+    result["models"]["dpa_cnn"] |= known
+    header, rows = protocol_tables({"protocol": "artist", "rounds": 1} | result)[0]
+    [row] = [dict(zip(header, row, strict=True)) for row in rows if row[0] == "dpa_cnn"]
+    columns = ("mean, %", "spread", "macro-F1, %", "calibration error, %", "validation, %")
+    assert [row[column] for column in columns] == ["10.0", "20.0", "30.0", "40.0", "50.0"]
 
 
 def test_pooled_figures():

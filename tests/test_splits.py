@@ -69,6 +69,13 @@ def test_folds_test_every_song_once() -> None:
         assert all(len(set(part[groups == group])) == 1 for group in set(groups))
 
 
+def test_validation_of_a_fold_is_its_share_of_all_songs() -> None:
+    labels, groups = np.repeat([0, 1, 2], 20), np.arange(60)
+    for fold in (1, 2, 3, 4):
+        part = split_fold(labels, groups, fold, 4, 0.15, seed=3)
+        assert [(part == number).sum() for number in range(3)] == [36, 9, 15]
+
+
 def test_check_apart_catches_each_leak() -> None:
     good = {"train": ["a", "b"], "val": ["c"], "test": ["d"]}
     keys = {"a": "X", "b": "X", "c": "Y", "d": ""}
