@@ -70,11 +70,6 @@ def outcome(record: dict) -> str:
     return REFUSED if "error" in record else NOTED if record["notes"] else ANSWERED
 
 
-def test_the_corpus_is_large(corpus):
-    for kind in (ANSWERED, NOTED, REFUSED):
-        assert sum(case.outcome == kind for case in corpus.values()) >= 20
-
-
 def test_every_file_becomes_of_what_it_should(corpus, detected):
     assert [record["path"] for record in detected.records] == [*corpus]
     wrong = [

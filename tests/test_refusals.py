@@ -324,3 +324,14 @@ def test_verify_names_a_file_that_is_no_array(pipeline, tmp_path, capsys):
 def test_verify_accepts_what_is_as_it_was(pipeline, capsys):
     assert verify_model_features.main(["--data", str(pipeline.data)]) == 0
     assert "usable; " in capsys.readouterr().out
+
+
+def test_features_that_tell_no_more_than_guessing_are_unusable(pipeline, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(verify_model_features, "FEWEST", 1)
+    data = copy_data(pipeline, tmp_path)
+    for kind in ("features", "features_cleaned"):
+        path = data / "fusion_features" / f"val_{kind}.npy"
+        np.save(path, np.zeros_like(np.load(path)))
+    assert verify_model_features.main(["--data", str(data)]) == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("unusable: val_features_cleaned.npy: a linear classifier on validation songs gets ")
