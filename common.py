@@ -133,7 +133,9 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
             complain(f"{where}: {reason}; put that right, then run the same command again")
             return 1
         except (MemoryError, RuntimeError) as error:  # torch has several kinds for memory, which are no MemoryError
-            if not isinstance(error, MemoryError) and not re.search("out of memory|t allocate memory", str(error)):
+            if not isinstance(error, MemoryError) and not re.search(
+                "out of memory|t allocate memory|not enough memory", str(error)
+            ):
                 raise
             complain("memory is full: close other programs or, where taken, lower --batch-size or choose --device cpu")
             return 1
@@ -171,14 +173,20 @@ def _open_standard_streams() -> None:
 @contextmanager
 def _flushed_output() -> Iterator[None]:
     """Meet a full disk or a reader that has gone here, not when Python ends, where nothing catches it."""
+    failed = True
     try:
         yield
+        failed = False
+    except SystemExit as end:
+        failed = bool(end.code)
+        raise
     finally:
         try:
             sys.stdout.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left, when Python ends
-            raise
+            if not failed:  # what is being raised says more
+                raise
 
 
 @contextmanager

@@ -327,7 +327,6 @@ def _run(args: argparse.Namespace) -> int:
 
     checks = check_songs(found, args.data, args.min_seconds, args.workers)
     songs = [judged(song, check, artist_of(song.file, artists)) for song, check in zip(found, checks, strict=True)]
-    genres = sorted({song.genre for song in songs})
     left_out = [song for song in songs if song.verdict != "ok"]
     for song in left_out:
         complain(f"{song.file}: {song.verdict}; left out")
@@ -337,6 +336,9 @@ def _run(args: argparse.Namespace) -> int:
     if len({song.genre for song in usable}) < 2:
         problem = f"only {usable[0].genre} has songs that can be used"
         raise UserError(f"{problem}, and two genres are needed: see the reasons above")
+    genres = sorted({song.genre for song in usable})
+    for genre in {*names} - {*genres}:
+        complain(f"{genre}: none of its songs can be used, so it is no genre here")
     if artists:
         unknown = sum(not song.artist for song in usable)
         if unknown == len(usable):

@@ -298,6 +298,7 @@ def read_rounds(folders: Sequence[Path]) -> Pool:
         songs = read_catalogue(folder / "data").songs
         try:
             genres, rare = result["genres"], result["rare_genres"]
+            result["split"]["sha256"]["test"], result["split"].get("method")  # what others read of it
             splits.append(result["split"])
             for model, checkpoint in result["checkpoints"].items():
                 windows.setdefault(model, []).append(checkpoint["windows"])

@@ -159,7 +159,7 @@ def markdown(text: str, parts: Sequence[Table], note: str = "") -> str:
 
 COMPOSITE = (
     "\\* `label_conditioned_composite`: each class's best validation check of the whole schedule put together. "
-    "The published figures are of this kind; no classifier has this accuracy."
+    "The published method counts in this way where classes graduate; no classifier has this accuracy."
 )
 
 

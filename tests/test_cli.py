@@ -64,15 +64,39 @@ def test_full_memory_is_one_line(make, capsys):
     assert "memory is full" in words[0]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-@pytest.mark.parametrize("code", ["print(1) or 0", "exec('print(1)\\nraise SystemExit(0)')", "print('1' * 99999)"])
-def test_output_that_can_not_be_written_is_no_traceback(code):
-    words = [sys.executable, "-c", f"from common import command\nraise SystemExit(command(lambda argv: {code})([]))"]
+def without_output(code: str) -> list[subprocess.CompletedProcess[str]]:
+    """A script of some code, its output going to a reader that has gone and to a full disk."""
+    words = [sys.executable, "-c", f"from common import *\nraise SystemExit(command(lambda argv: {code})([]))"]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     gone, pipe = os.pipe()
     os.close(gone)
     with os.fdopen(pipe, "w") as closed, open("/dev/full", "w") as full:
-        to_nobody = subprocess.run(words, cwd=ROOT, stdout=closed, stderr=subprocess.PIPE, text=True)
-        to_full_disk = subprocess.run(words, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+        return [
+            subprocess.run(words, cwd=ROOT, env=buffered, stdout=stream, stderr=subprocess.PIPE, text=True)
+            for stream in (closed, full)
+        ]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize(
+    ("problem", "code", "word"),
+    [
+        ("UserError('no songs')", 1, "no songs"), ("ValueError('a fault')", 1, "a fault"),
+        ("KeyboardInterrupt", 130, "interrupted"), ("SystemExit(143)", 143, ""),
+    ],
+)  # fmt: skip
+def test_what_went_wrong_is_told_before_output_that_can_not_be_written(problem, code, word):
+    statements = f"print(1)\nraise {problem}"
+    for run in without_output(f"exec({statements!r})"):
+        assert run.returncode == code
+        assert word in run.stderr
+        assert "No space" not in run.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("code", ["print(1) or 0", "exec('print(1)\\nraise SystemExit(0)')", "print('1' * 99999)"])
+def test_output_that_can_not_be_written_is_no_traceback(code):
+    to_nobody, to_full_disk = without_output(code)
     assert (to_nobody.returncode, to_nobody.stderr) == (1, "")
     assert to_full_disk.returncode == 1
     assert [*map(str.strip, to_full_disk.stderr.splitlines())] == [

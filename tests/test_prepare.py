@@ -206,10 +206,12 @@ def test_names_are_in_any_script_but_valid_text(
         (source / "samba" / f"samba.{number:05d}.wav").rename(source / "samba" / f"{name}.wav")
     os.rename(source / "waltz", os.fsencode(source) + b"/wal\xfftz")
     catalogue = run(tmp_path / "data", "--source", source)
-    assert catalogue.genres == ["polka", "samba", "wal\\udcfftz"]
+    assert catalogue.genres == ["polka", "samba"]
     assert {f"samba.{name}" for name in joined} < set(split_of(catalogue))
     assert len(split_of(catalogue)) == 11
-    assert "\\u202eturned.wav: its name holds" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "\\u202eturned.wav: its name holds" in told
+    assert "udcfftz: none of its songs can be used" in told
 
 
 def test_recorded_facts_are_those_of_the_file(tmp_path: Path) -> None:
@@ -227,6 +229,16 @@ def test_one_genre_of_usable_songs_is_refused(tmp_path: Path, capsys: pytest.Cap
     assert prepare.main(["--data", str(tmp_path / "data"), "--source", str(tmp_path / "set"), "--workers", "1"]) == 1
     assert "only polka has songs that can be used" in capsys.readouterr().err
     assert not (tmp_path / "data" / "metadata.json").exists()
+
+
+def test_a_genre_without_usable_songs_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_songs(tmp_path / "set", {"polka": 3, "waltz": 3})
+    (root / "clips").mkdir()
+    (root / "clips" / "film.mp4").write_bytes(b"no sound")
+    catalogue = run(tmp_path / "data", "--source", root)
+    assert catalogue.genres == ["polka", "waltz"]
+    assert catalogue.songs["clips.film"].verdict != "ok"
+    assert "clips: none of its songs can be used, so it is no genre here" in capsys.readouterr().err
 
 
 def test_what_is_passed_over_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
