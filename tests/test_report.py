@@ -290,6 +290,7 @@ def test_the_keyboard_is_enough(browser, library):
     for key in "talk":
         browser.press(key)
     browser.until("found.length === 1")
+    browser.run("new Promise((done) => setTimeout(done))")  # the table isn't drawn anew after this
     focus = "document.activeElement.getAttribute('aria-label') ?? document.activeElement.textContent"
     seen = []
     for _ in range(8):
