@@ -234,7 +234,7 @@ def test_evaluation_figures_follow_from_the_predictions(pipeline, catalogue, eva
     assert "without" not in output  # all genres are rare here
 
 
-def test_confident_answers_and_windows_are_counted(pipeline, catalogue, monkeypatch):
+def test_songs_confident_answers_and_windows_are_counted(pipeline, catalogue, monkeypatch):
     detector = GenreDetector("fusion", pipeline.models, "cpu")
     tracks = catalogue.splits["test"]
     paths, labels = [*map(catalogue.audio_path, tracks)], catalogue.labels(tracks)
@@ -245,7 +245,11 @@ def test_confident_answers_and_windows_are_counted(pipeline, catalogue, monkeypa
     confident = np.array([detector.predict(path).confident for path in paths])
     assert 0 < confident.sum() < len(confident)
 
-    test = evaluate.evaluate(detector, catalogue)[0]["models"]["fusion"]["test"]
+    counted = {}
+    monkeypatch.setattr(evaluate, "rare_genres", lambda songs: counted.update(songs) or ["jazz"])
+    result = evaluate.evaluate(detector, catalogue)[0]
+    assert (counted, result["rare_genres"]) == (dict.fromkeys(GENRES, 7), ["jazz"])
+    test = result["models"]["fusion"]["test"]
     right = answers.argmax(axis=1) == labels
     assert test["confident"] == {"answers": confident.sum(), "right": (confident & right).sum()}
     windows = [(a.windows["fusion"].argmax(axis=1) == c).mean() for a, c in zip(analyses, labels, strict=True)]
