@@ -25,7 +25,7 @@ LONGEST_LABEL = 40  # characters of a genre's name in a picture
 
 
 def rare_genres(songs: Mapping[str, int]) -> list[str]:
-    """Those of fewer than 15 ``songs`` in the data set, without which figures are given too; none if all are.
+    """Those of fewer than ``RARE`` songs in the data set, without which figures are given too; none if all are.
 
     A genre without any song is left out of nothing.
     """

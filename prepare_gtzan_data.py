@@ -333,12 +333,13 @@ def _run(args: argparse.Namespace) -> int:
     usable = [song for song in songs if song.verdict == "ok"]
     if not usable:
         raise UserError(f"none of the {len(songs)} songs in {root} can be used: see the reasons above")
-    if len({song.genre for song in usable}) < 2:
-        problem = f"only {usable[0].genre} has songs that can be used"
-        raise UserError(f"{problem}, and two genres are needed: see the reasons above")
     genres = sorted({song.genre for song in usable})
-    for genre in {*names} - {*genres}:
-        complain(f"{genre}: none of its songs can be used, so it is no genre here")
+    if len(genres) < 2:
+        problem = f"only {genres[0]} has songs that can be used"
+        raise UserError(f"{problem}, and two genres are needed: see the reasons above")
+    for genre in names:
+        if genre not in genres:
+            complain(f"{genre}: none of its songs can be used, so it is no genre here")
     if artists:
         unknown = sum(not song.artist for song in usable)
         if unknown == len(usable):

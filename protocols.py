@@ -295,11 +295,10 @@ def read_rounds(folders: Sequence[Path]) -> Pool:
     for number, folder in enumerate(folders):
         path = folder / "results" / "evaluation.json"
         result = read_json(path, "evaluate.py --protocol", "split", "genres", "rare_genres", "checkpoints", "models")
-        songs = read_catalogue(folder / "data").songs
+        catalogue = read_catalogue(folder / "data")
+        splits.append(catalogue.split)
         try:
             genres, rare = result["genres"], result["rare_genres"]
-            result["split"]["sha256"]["test"], result["split"].get("method")  # what others read of it
-            splits.append(result["split"])
             for model, checkpoint in result["checkpoints"].items():
                 windows.setdefault(model, []).append(checkpoint["windows"])
                 seeds.setdefault(model, []).append(checkpoint["seed"])
@@ -323,7 +322,7 @@ def read_rounds(folders: Sequence[Path]) -> Pool:
                 outputs.setdefault(row["model"], []).append([float(row[f"p_{genre}"]) for genre in genres])
                 if row["model"] == first:
                     tracks.append(row["track"])
-                    artists.append(artist_key(songs[row["track"]].artist) or row["track"])
+                    artists.append(artist_key(catalogue.songs[row["track"]].artist) or row["track"])
                     rounds.append(number)
                     labels.append(genres.index(row["genre"]))
         except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:

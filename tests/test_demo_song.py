@@ -76,3 +76,17 @@ def test_place_adds_at_the_time_and_cuts_the_end(start, length):
     expected = np.ones(200)
     expected[first : first + length] += 0.5
     np.testing.assert_array_equal(track, expected)
+
+
+def test_mini_source_is_a_small_gtzan(mini_source):
+    genres = sorted(folder.name for folder in mini_source.iterdir() if folder.is_dir())
+    assert genres == ["blues", "classical", "country", "disco", "hiphop", "jazz", "metal", "pop", "reggae", "rock"]
+    songs = sorted(path.name for path in mini_source.glob("*/*.wav"))
+    assert len(songs) == 70
+    index = [line.split(" ::: ") for line in (mini_source / "artists.txt").read_text().splitlines() if line[:2] != "##"]
+    assert sorted(name for name, _, _ in index) == songs
+    assert len({artist for _, artist, _ in index}) == 50
+    for path in mini_source.glob("*/*.wav"):
+        info = soundfile.info(path)
+        assert (info.samplerate, info.channels) == (22_050, 1)
+        assert 5 <= info.duration <= 6

@@ -23,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import genre_detector
+from checkpoints import load_checkpoint, save_checkpoint
 from common import UserError
 from decoding import decode
 from detector_inputs import listen
@@ -83,6 +84,17 @@ def test_text_names_the_two_nearest_when_uncertain(detect, songs):
     best, second = [line.split()[0] for line in out.splitlines() if "%" in line][:2]
     assert f"Genre:     {best}\nUncertain: {best} or {second}\n" in out
     assert "Uncertain" not in detect("--min-confidence", 0, songs / "a.wav")[1]
+
+
+@pytest.mark.parametrize("model", ["fusion", "dpa_cnn"])
+def test_a_checkpoint_without_a_limit_is_refused(models, tmp_path, model):
+    copied = shutil.copytree(models, tmp_path / "models", ignore=shutil.ignore_patterns("latest.*", "best.*"))
+    path = copied / ("fusion_progressive" if model == "fusion" else model) / "model.safetensors"
+    tensors, meta = load_checkpoint(path, "")
+    del meta["min_confidence"]
+    save_checkpoint(path, tensors, meta)
+    with pytest.raises(UserError, match=r"'min_confidence'.*train_\w+\.py"):
+        GenreDetector(model, copied, "cpu")
 
 
 # ---------------------------------------------------------------- any sound

@@ -212,9 +212,9 @@ def test_rounds_of_refitted_networks_calibrate_their_fusion(mini_features, used,
     assert train_fusion.main(["--data", str(data), "--models", str(models), "--rounds", str(runs / "artist_0")]) == 0
     assert "songs of cross-validation rounds" in capsys.readouterr().out
     assert train_fusion.load_fusion(models)[1]["fitted_on"]["songs"] > 0
-    evaluation = runs / "artist_0" / "results" / "evaluation.json"
-    value = json.loads(evaluation.read_text())
+    metadata = runs / "artist_0" / "data" / "metadata.json"
+    value = json.loads(metadata.read_text())
     value["split"]["method"] = "random"
-    evaluation.write_text(json.dumps(value))
+    metadata.write_text(json.dumps(value))
     assert train_fusion.main(["--data", str(data), "--models", str(models), "--rounds", str(runs / "artist_0")]) == 1
     assert "its networks know artists of its test songs" in capsys.readouterr().err

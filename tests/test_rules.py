@@ -20,6 +20,7 @@ from rules import (
     is_struggling,
     learning_rate,
     smooth,
+    training_overlap,
     training_rate,
     training_window,
     update_classes,
@@ -245,6 +246,11 @@ def test_windows_are_half_as_long_early_on():
     assert [training_window(epoch, rules) for epoch in (0, 44, 45, 89)] == [130, 130, 261, 261]
     assert training_window(0, dataclasses.replace(rules, short_windows=0.0)) == 261
     assert training_window(0, dataclasses.replace(rules, window=1)) == 1
+
+
+@given(states)
+def test_only_struggling_classes_get_denser_windows(state):
+    assert training_overlap(state, RULES) == (0.75 if state.struggling else 0.5)
 
 
 @settings(max_examples=30)
